@@ -1,0 +1,1 @@
+"""Caching as a first-class, composable thing across generative-AI inference."""
