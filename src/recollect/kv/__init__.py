@@ -1,0 +1,17 @@
+"""Keys and values inside one generation, on transformers."""
+
+from recollect.kv.cache import RecollectCache, kv_cache
+from recollect.kv.persist import load_cache
+from recollect.kv.policy import KVPolicy, Positions, Protect, policy
+from recollect.kv.use import use
+
+__all__ = [
+    "KVPolicy",
+    "Positions",
+    "Protect",
+    "RecollectCache",
+    "kv_cache",
+    "load_cache",
+    "policy",
+    "use",
+]

@@ -1,0 +1,135 @@
+"""What a stage sees when it decides: the tokens that could stay, and what queries have told so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from recollect.kv.rope import LayerRope
+
+
+@dataclass
+class Candidates:
+    """Tokens of one layer that may stay, oldest first, every head's tokens at the end.
+
+    Attributes:
+        k, v: (B, K, T, D), (B, K, T, Dv); views where nothing was dropped yet.
+        padding: (B,) or (B, K) unused columns in front of each row's (head's) tokens, or None.
+        columns: side data (B, K, T) by name: `position`, `bias`, `mass`.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    padding: torch.Tensor | None
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B, K, T."""
+        batch, heads, total, _ = self.k.shape
+        return batch, heads, total
+
+    def lengths(self) -> torch.Tensor:
+        """Real tokens (B, K) of every head."""
+        batch, heads, total = self.shape
+        lengths = torch.full((batch, heads), total, device=self.k.device)
+        if self.padding is None:
+            return lengths
+        padding = self.padding if self.padding.dim() == 2 else self.padding[:, None]
+        return lengths - padding
+
+    def row_padding(self) -> torch.Tensor | None:
+        """Padding (B,) where all heads of a row share one, as after prefill."""
+        if self.padding is None or self.padding.dim() == 1:
+            return self.padding
+        assert bool((self.padding == self.padding[:, :1]).all())
+        return self.padding[:, 0]
+
+    def has_uneven_heads(self) -> bool:
+        """Whether heads of one row hold different numbers of tokens."""
+        return (
+            self.padding is not None
+            and self.padding.dim() == 2
+            and not bool((self.padding == self.padding[:, :1]).all())
+        )
+
+    def per_head(self) -> Candidates:
+        """The same candidates with every KV head as a batch row of its own: (B*K, 1, T, ·)."""
+        batch, heads, total = self.shape
+        padding = self.padding
+        if padding is not None:
+            padding = padding if padding.dim() == 2 else padding[:, None].expand(batch, heads)
+            padding = padding.reshape(-1)
+        return Candidates(
+            self.k.reshape(batch * heads, 1, total, -1),
+            self.v.reshape(batch * heads, 1, total, -1),
+            padding,
+            {n: c.reshape(batch * heads, 1, total) for n, c in self.columns.items()},
+        )
+
+
+@dataclass
+class Memory:
+    """What a layer remembers of its queries until the next decision.
+
+    Attributes:
+        queries: (B, H, w, D) the last w post-RoPE queries, w as the score asked for.
+        statistics: running sums a score keeps over the prompt (expected attention).
+    """
+
+    queries: torch.Tensor | None = None
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    def remember(self, q: torch.Tensor, window: int) -> None:
+        """Keep the last `window` of the queries seen so far."""
+        if window == 0:
+            return
+        q = q[:, :, -window:]
+        if self.queries is not None and q.shape[2] < window:
+            q = torch.cat([self.queries, q], 2)[:, :, -window:]
+        self.queries = q.clone()
+
+    def select_batch(self, index: torch.Tensor) -> None:
+        """Keep the batch rows `index`."""
+        if self.queries is not None:
+            self.queries = self.queries.index_select(0, index.to(self.queries.device))
+        self.statistics = {n: select(x, index) for n, x in self.statistics.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held between decisions."""
+        tensors = [self.queries, *self.statistics.values()]
+        return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor))
+
+
+@dataclass
+class Chunk:
+    """One forward pass of a layer, as a score observes it.
+
+    Attributes:
+        q: (B, H, Q, D) post-RoPE queries; they are the last Q of the candidates.
+        candidates: the tokens they could attend to, themselves included.
+        scale: multiplies q·k.
+        memory: what the layer remembers.
+        rope: rotates and un-rotates this layer's vectors, where the recipe asked for it.
+        first: whether these are the first tokens of the sequence.
+    """
+
+    q: torch.Tensor
+    candidates: Candidates
+    scale: float
+    memory: Memory
+    rope: LayerRope | None = None
+    first: bool = True
+
+
+def select(value: Any, index: torch.Tensor) -> Any:
+    """Batch rows of a tensor or of a mapping of tensors; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.dim():
+        return value.index_select(0, index.to(value.device))
+    if isinstance(value, Mapping):
+        return {name: select(item, index) for name, item in value.items()}
+    return value
