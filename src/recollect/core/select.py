@@ -21,7 +21,7 @@ def protect(
     Args:
         scores: (B, K, T).
         sinks, recent: real tokens that must stay at the start and the end, one number or (B,).
-        padding: (B,) columns of left padding, or None.
+        padding: (B,) or (B, K) columns of left padding, or None.
     """
     total = scores.shape[-1]
     column = torch.arange(total, device=scores.device)
@@ -31,9 +31,9 @@ def protect(
 
 
 def _column(value: int | torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """A number for all rows, or one for each (B,), as (B or 1, 1, 1)."""
+    """A number for all rows, for each (B,) or for each head (B, K), to compare with columns."""
     number = torch.as_tensor(0 if value is None else value, device=like.device)
-    return number.reshape(-1, 1, 1)
+    return number[..., None] if number.dim() == 2 else number.reshape(-1, 1, 1)
 
 
 def protected_counts(scores: torch.Tensor) -> torch.Tensor:

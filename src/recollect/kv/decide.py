@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from recollect.core.select import ragged_indices, top_indices
+from recollect.core.select import protect, protected_counts, ragged_indices, top_indices
 from recollect.kv.candidates import Candidates, Chunk, Memory
 from recollect.kv.merges import Merge
 from recollect.kv.slab import Slab
@@ -37,9 +37,9 @@ def decide(layer: KVLayer, chunk: Chunk) -> Slab | None:
 
     assert policy.score is not None
     ranked = policy.score.rank(_even(chunk)).view(*candidates.shape)
-    ranked, protected = _protect(layer, ranked, candidates, budget)
+    ranked = _protect(layer, ranked, candidates, budget)
     counts = policy.heads.counts(ranked, budget, lengths, layer.prompt.to(device), layer.plan.index)
-    counts = torch.minimum(torch.maximum(counts, protected), lengths)
+    counts = torch.minimum(torch.maximum(counts, protected_counts(ranked)), lengths)
     if bool((counts >= lengths).all()):
         return None
     if bool((counts == counts.flatten()[0]).all()):
@@ -74,21 +74,14 @@ def _even(chunk: Chunk) -> Chunk:
 
 def _protect(
     layer: KVLayer, scores: torch.Tensor, candidates: Candidates, budget: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores with +inf on protected and -inf on missing tokens, and how many are protected (B, K)."""
+) -> torch.Tensor:
+    """Scores with +inf on protected and -inf on missing tokens."""
     policy = layer.plan.policy
     assert policy.score is not None
-    by_score = torch.tensor(
-        [policy.score.protects(n) for n in budget.tolist()], device=scores.device
-    )
-    sinks = by_score[:, :1].clamp_min(policy.protect.sinks)[..., None]  # (B, 1, 1)
-    recent = by_score[:, 1:].clamp_min(policy.protect.recent)[..., None]
-    batch, heads, total = scores.shape
-    lengths = candidates.lengths()[..., None]
-    place = torch.arange(total, device=scores.device) - (total - lengths)  # (B, K, T), < 0: missing
-    safe = (place >= 0) & ((place < sinks) | (place >= lengths - recent))
-    scores = scores.masked_fill(safe, torch.inf).masked_fill(place < 0, -torch.inf)
-    return scores, safe.sum(-1)
+    by_score = torch.tensor([policy.score.protects(n) for n in budget.tolist()])
+    sinks = by_score[:, 0].clamp_min(policy.protect.sinks).to(scores.device)
+    recent = by_score[:, 1].clamp_min(policy.protect.recent).to(scores.device)
+    return protect(scores, sinks, recent, candidates.padding)
 
 
 def _merge(merge: Merge, candidates: Candidates, budget: torch.Tensor, slack: int) -> Slab:

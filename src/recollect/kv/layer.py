@@ -287,6 +287,8 @@ class KVLayer(CacheLayerMixin):
             kept = decide(self, chunk)
             if kept is not None:
                 self.slab, self.dropped = kept, True
+            if not policy.schedule.repeats:
+                self.memory = Memory()  # nothing will be decided again
         if self.slab is None:
             must_strip = policy.codec is not None and self.padding is not None
             self.slab = _without_padding(candidates) if must_strip else _whole(candidates)
@@ -312,7 +314,7 @@ class KVLayer(CacheLayerMixin):
         codec, slab = self.plan.policy.codec, self.slab
         if codec is None or slab is None or self.deferred:
             return
-        if self.packed is not None and slab.fresh < codec.group:
+        if slab.longest < codec.recent + codec.group:
             return
         counts = codec.encodable(slab.lengths)
         if not bool(counts.any()):

@@ -32,25 +32,28 @@ class LayerRope:
         arguments: tuple[Any, ...] = (like, flat)
         if self.layer_type is not None:
             arguments = (*arguments, self.layer_type)
-        cos, sin = self.rotary(*arguments)
+        cos, sin = (self._laid_out(t.float()) for t in self.rotary(*arguments))
         return cos[0].view(*positions.shape, -1), sin[0].view(*positions.shape, -1)
 
     def unrotate(self, x: torch.Tensor) -> torch.Tensor:
         """Pre-RoPE vectors of x (B, H, Q, D), the queries or keys of the current forward pass."""
         if self.current is None:
             raise HostError("the model did not pass position_embeddings to its attention")
-        cos, sin = (t[:, None, -x.shape[2] :].float() for t in self.current)
+        cos, sin = (self._laid_out(t.float())[:, None, -x.shape[2] :] for t in self.current)
         return core_rope.unapply_rope(x.float(), cos, sin, interleaved=self.interleaved)
 
     def rotate_by(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Move vectors x (..., T, D) forward by `shift` (..., T) positions."""
         cos, sin = self.cos_sin(shift)
-        origin_cos, origin_sin = self.cos_sin(torch.zeros_like(shift[..., :1]))
-        scale = torch.sqrt(origin_cos**2 + origin_sin**2)  # attention scaling of YaRN-like variants
-        turned = core_rope.apply_rope(
-            x.float(), cos / scale, sin / scale, interleaved=self.interleaved
-        )
-        return turned.to(x.dtype)
+        return core_rope.rerotate(x, cos, sin, interleaved=self.interleaved)
+
+    def _laid_out(self, angles: torch.Tensor) -> torch.Tensor:
+        """Angles (..., R) as core wants them: interleaved models may give the half-split layout and
+        rearrange it inside their own rotation."""
+        half = angles.shape[-1] // 2
+        if self.interleaved and torch.equal(angles[..., :half], angles[..., half:]):
+            return core_rope.interleave_angles(angles)
+        return angles
 
 
 class RopeTap:

@@ -185,8 +185,8 @@ class Slab:
         """Forget the first `counts` (B*K,) tokens of every segment and free their rows."""
         self.starts = self.starts + counts
         self.lengths -= counts
+        self.fresh = min(self.fresh, int(self.lengths.min()))
         self._grow(growth(0))
-        self.fresh = 0
 
     def drop_positions_from(self, position: int) -> None:
         """Forget every token at `position` or later."""
@@ -231,7 +231,6 @@ class Slab:
         capacities = self._capacities()
         capacity = int(capacities[0])
         self._capacity: int | None = capacity if bool((capacities == capacity).all()) else None
-        self._room = int((capacities - self.lengths).min())
         if self._capacity is None:
             self._length = None
 
