@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+
+_TINY = 1e-8
 
 
 def key_norm(k: torch.Tensor) -> torch.Tensor:
@@ -18,10 +19,15 @@ def keydiff(k: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tenso
         k: (B, K, T, D).
         padding: (B,) left padding, which takes no part in the mean and scores -inf.
     """
-    unit = F.normalize(k.float(), dim=-1)
-    if padding is None:
-        return -F.cosine_similarity(k.float(), unit.mean(2, keepdim=True), dim=-1)
-    padded = torch.arange(k.shape[2], device=k.device) < padding.to(k.device)[:, None]
-    unit = unit.masked_fill(padded[:, None, :, None], 0.0)  # cosine ignores the sum's scale
-    scores = -F.cosine_similarity(k.float(), unit.sum(2, keepdim=True), dim=-1)
-    return scores.masked_fill(padded[:, None], -torch.inf)
+    keys = k.float()
+    norm = -key_norm(k).clamp(max=-_TINY)
+    share = 1 / norm
+    padded = None
+    if padding is not None:
+        column = torch.arange(k.shape[2], device=k.device)
+        padded = (column < padding.to(k.device)[:, None])[:, None]
+        share = share.masked_fill(padded, 0.0)
+    anchor = share[:, :, None] @ keys  # (B, K, 1, D): a cosine ignores that this is no mean but a sum
+    anchor = anchor / torch.linalg.vector_norm(anchor, dim=-1, keepdim=True).clamp(min=_TINY)
+    scores = -(keys @ anchor.transpose(2, 3))[..., 0] / norm
+    return scores if padded is None else scores.masked_fill(padded, -torch.inf)
