@@ -1,0 +1,1 @@
+"""Measure what a recipe costs and saves: tasks, metrics, runs, reports."""
