@@ -34,69 +34,69 @@ def ask(subject: Subject, variant: Variant, case: Case, mode: str) -> Answers:
     """Ask all questions of a case; the answers are teacher-forced.
 
     In *agnostic* mode the context alone is compressed. In *aware* mode the (first) question belongs
-    to the prompt that is compressed; as in `generate`, the first answer token is then predicted by
-    the prompt's own forward pass.
+    to the prompt that is compressed, all but its last token: that one comes after compression, so
+    that every answer token is predicted from the compressed cache.
     """
-    return _ask_agnostic(subject, variant, case) if mode == "agnostic" else _ask_aware(
-        subject, variant, case
-    )  # fmt: skip
-
-
-def _ask_agnostic(subject: Subject, variant: Variant, case: Case) -> Answers:
-    cache = open_cache(subject.model, variant)
+    talk = _Talk(subject, variant)
     try:
-        _, seconds = _forward(subject, cache, case.context_ids, 1)
-        report = cache.report()
-        logits = []
-        for question in case.questions:
-            used = cache if case.turns or len(case.questions) == 1 else cache.copy()
-            asked = torch.cat([question.ids, question.answer_ids])
-            out, _ = _forward(subject, used, asked, len(question.answer_ids) + 1)
-            logits.append(out[:-1])
-            if used is not cache:
-                used.close()
+        if mode == "agnostic":
+            talk.start(case.context_ids)
+            for question in case.questions:
+                talk.ask(question.ids, question.answer_ids, alone=not case.turns)
+        else:
+            for number, question in enumerate(case.questions):
+                if case.turns and number > 0:
+                    talk.ask(question.ids, question.answer_ids)
+                else:
+                    talk.start(torch.cat([case.context_ids, question.ids[:-1]]))
+                    talk.ask(question.ids[-1:], question.answer_ids)
+        assert talk.report is not None
+        return Answers(talk.logits, talk.report, talk.prefill_seconds)
     finally:
-        cache.close()
-    return Answers(logits, report, seconds)
+        talk.close()
 
 
-def _ask_aware(subject: Subject, variant: Variant, case: Case) -> Answers:
-    logits: list[torch.Tensor] = []
-    report, seconds, cache = None, 0.0, None
-    try:
-        for question in case.questions:
-            if cache is None or not case.turns:
-                if cache is not None:
-                    cache.close()
-                cache = open_cache(subject.model, variant)
-                prompt = torch.cat([case.context_ids, question.ids])
-                first, took = _forward(subject, cache, prompt, 1)
-                if report is None:
-                    report, seconds = cache.report(), took
-                rest, _ = _forward(subject, cache, question.answer_ids, len(question.answer_ids))
-                logits.append(torch.cat([first, rest[:-1]]))
-            else:
-                asked = torch.cat([question.ids, question.answer_ids])
-                out, _ = _forward(subject, cache, asked, len(question.answer_ids) + 1)
-                logits.append(out[:-1])
-    finally:
-        if cache is not None:
+class _Talk:
+    """A conversation with one cache, or with a new one for every prompt."""
+
+    def __init__(self, subject: Subject, variant: Variant) -> None:
+        self.subject = subject
+        self.variant = variant
+        self.cache: Any = None
+        self.logits: list[torch.Tensor] = []
+        self.report: CacheReport | None = None
+        self.prefill_seconds = 0.0
+
+    def start(self, prompt: torch.Tensor) -> None:
+        """Compress a prompt (T,) in a new cache; the first one is what is reported."""
+        self.close()
+        self.cache = open_cache(self.subject.model, self.variant)
+        started = time.perf_counter()
+        self._forward(self.cache, prompt, 1)
+        if self.report is None:
+            self.prefill_seconds = time.perf_counter() - started
+            self.report = self.cache.report()
+
+    def ask(self, question: torch.Tensor, answer: torch.Tensor, *, alone: bool = False) -> None:
+        """Note the logits (A, V) that predict the answer; `alone` leaves the cache as it was."""
+        cache = self.cache.copy() if alone else self.cache
+        logits = self._forward(cache, torch.cat([question, answer]), len(answer) + 1)
+        self.logits.append(logits[:-1])
+        if alone:
             cache.close()
-    assert report is not None
-    return Answers(logits, report, seconds)
 
+    def close(self) -> None:
+        """Free the cache."""
+        if self.cache is not None:
+            self.cache.close()
+            self.cache = None
 
-def _forward(
-    subject: Subject, cache: Any, ids: torch.Tensor, last: int
-) -> tuple[torch.Tensor, float]:
-    """Logits (last, V) of the last tokens, and the seconds it took."""
-    started = time.perf_counter()
-    out = subject.model(
-        input_ids=ids[None].to(subject.device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=last,
-    )
-    if subject.device.type == "cuda":
-        torch.cuda.synchronize()
-    return out.logits[0, -last:].cpu(), time.perf_counter() - started
+    def _forward(self, cache: Any, ids: torch.Tensor, last: int) -> torch.Tensor:
+        """Logits (last, V) of the last tokens."""
+        out = self.subject.model(
+            input_ids=ids[None].to(self.subject.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        return out.logits[0, -last:].cpu()

@@ -6,6 +6,7 @@ known; the question and its answer are tokenized together, as the model would re
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Encoder:
         texts = [question + self._after, *answer]
         ids = [self._plain("".join(texts[: n + 1])) for n in range(len(texts))]
         borders = [0, *(_common(ids[n], ids[-1]) for n in range(len(texts) - 1)), len(ids[-1])]
-        pieces = [ids[-1][a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        pieces = [ids[-1][a:b] for a, b in pairwise(borders)]
         if any(not piece for piece in pieces):
             raise HostError(f"the tokenizer leaves a part of the question empty: {texts}")
         return [torch.tensor(piece, dtype=torch.int64) for piece in pieces]

@@ -117,7 +117,8 @@ def _check_same(path: Path, there: dict[str, Any], about: dict[str, Any]) -> Non
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 raise StoreError(
-                    f"'{path}' holds a run with {part} {name}={old.get(name)}, not {new.get(name)}; "
+                    f"'{path}' holds a run with {part} {name}={old.get(name)}, "
+                    f"not {new.get(name)}; "
                     "use a new --out, or the same settings to go on"
                 )
 

@@ -10,7 +10,32 @@ import random
 
 from recollect.evaluate.tasks.base import Question, Setting
 
-_WORDS = ["amber", "basil", "cedar", "delta", "ember", "fjord", "gamma", "hazel", "indigo", "jasper", "kelp", "lunar", "maple", "nectar", "olive", "pearl", "quartz", "raven", "sable", "tulip", "umber", "velvet", "willow", "zephyr"]  # fmt: skip
+_WORDS = [
+    "amber",
+    "basil",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "gamma",
+    "hazel",
+    "indigo",
+    "jasper",
+    "kelp",
+    "lunar",
+    "maple",
+    "nectar",
+    "olive",
+    "pearl",
+    "quartz",
+    "raven",
+    "sable",
+    "tulip",
+    "umber",
+    "velvet",
+    "willow",
+    "zephyr",
+]
 
 
 def keys(rng: random.Random, count: int) -> list[str]:
@@ -37,7 +62,7 @@ def question(key: str) -> str:
 def ask(setting: Setting, key: str, value: str) -> Question:
     """The question for one key."""
     return setting.question(
-        f"\n{question(key)}",
-        f" {value}",
+        f"\n{question(key)} ",
+        value,
         chat=f"In the text above, one line gives the number of {key}.",
     )

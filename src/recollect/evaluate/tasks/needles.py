@@ -53,10 +53,10 @@ class MultiValue(Task):
         lines = [facts.line(key, value) for value in values]
         lines += [facts.line(other, facts.value(setting.rng)) for other in others]
         text, depths = hide(setting, lines, ordered=True)
-        again = f"\n{facts.question(key)}"
-        answer = [f" {values[0]}"]
+        again = f"\n{facts.question(key)} "
+        answer = [values[0]]
         for value in values[1:]:
-            answer += [again, f" {value}"]
+            answer += [again, value]
         chat = f"In the text above, {self.values} lines give numbers of {key}; name all, in order."
         question = setting.question(again, *answer, chat=chat)
         return setting.case(text, [question], depths=depths[: self.values])
@@ -77,11 +77,11 @@ class MultiQuery(Task):
         asked = setting.rng.sample(range(len(keys)), self.asked)
         names = ", ".join(keys[n] for n in asked)
         first, *rest = asked
-        answer = [f" {values[first]}"]
+        answer = [values[first]]
         for n in rest:
-            answer += [f"\n{facts.question(keys[n])}", f" {values[n]}"]
+            answer += [f"\n{facts.question(keys[n])} ", values[n]]
         question = setting.question(
-            f"\n# {names}\n{facts.question(keys[first])}",
+            f"\n# {names}\n{facts.question(keys[first])} ",
             *answer,
             chat=f"In the text above, lines give the numbers of {names}; name all, in this order.",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from recollect.evaluate.tasks import facts
 from recollect.evaluate.tasks.base import Case, Setting, Task
 from recollect.evaluate.tasks.haystack import hide
@@ -22,13 +24,13 @@ class VariableTracking(Task):
         for start in range(0, len(names), self.hops + 1):
             chain, value = names[start : start + self.hops + 1], facts.value(setting.rng)
             lines.append(facts.line(chain[0], value))
-            lines += [f"{b} = {a}" for a, b in zip(chain, chain[1:], strict=False)]
+            lines += [f"{b} = {a}" for a, b in pairwise(chain)]
             ends.append((chain[-1], value))
         text, _ = hide(setting, lines, ordered=True)
         last, value = setting.rng.choice(ends)
         question = setting.question(
-            f"\n{facts.question(last)}",
-            f" {value}",
+            f"\n{facts.question(last)} ",
+            value,
             chat=f"Variables are assigned in the text above. Which number does {last} have?",
         )
         return setting.case(text, [question], value=value, hops=self.hops)
