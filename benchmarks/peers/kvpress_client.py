@@ -6,7 +6,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from make_env import python_of
@@ -25,13 +25,6 @@ class Inputs(NamedTuple):
     theta: float
 
 
-class Answers(NamedTuple):
-    """`NAME/score` and `NAME/kept` (B, K, T) of every job, and the seconds each compress took."""
-
-    tensors: dict[str, torch.Tensor]
-    seconds: dict[str, float]
-
-
 def angles(theta: float, dim: int, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos, sin (T, D) of the default rotary embedding with base `theta`."""
     inverse = 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
@@ -40,16 +33,49 @@ def angles(theta: float, dim: int, positions: torch.Tensor) -> tuple[torch.Tenso
     return phase.cos(), phase.sin()
 
 
-def ask_kvpress(inputs: Inputs, jobs: list[dict[str, Any]]) -> Answers:
-    """Run the jobs (see kvpress_worker.py) on the inputs."""
-    python = python_of("kvpress")
-    if not python.exists():
-        raise SystemExit("no kvpress here: run `python benchmarks/peers/make_env.py kvpress` first")
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = f"{folder}/in.safetensors", f"{folder}/out.safetensors"
-        tensors = {n: getattr(inputs, n).contiguous() for n in ("q_pre", "k", "v")}
-        save_file(tensors, source, {"theta": str(inputs.theta), "jobs": json.dumps(jobs)})
-        subprocess.run([str(python), str(WORKER), source, target], check=True)
-        with safe_open(target, "pt") as file:
-            found = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return Answers(found, json.loads(file.metadata()["seconds"]))
+class Kvpress:
+    """kvpress at work on given inputs; `with Kvpress(inputs, jobs) as kvpress: ...`.
+
+    The process lives on between calls, so that its times can be taken in turns with ours: two
+    packages timed minutes apart on a busy machine are not compared but only listed.
+
+    Attributes:
+        tensors: `NAME/score` and `NAME/kept` (B, K, T) of every job (see kvpress_worker.py).
+    """
+
+    def __init__(self, inputs: Inputs, jobs: list[dict[str, Any]]) -> None:
+        python = python_of("kvpress")
+        if not python.exists():
+            raise SystemExit("no kvpress here: `python benchmarks/peers/make_env.py kvpress` first")
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = f"{folder}/in.safetensors", f"{folder}/out.safetensors"
+            given = {n: getattr(inputs, n).contiguous() for n in ("q_pre", "k", "v")}
+            save_file(given, source, {"theta": str(inputs.theta), "jobs": json.dumps(jobs)})
+            self._process = subprocess.Popen(
+                [str(python), str(WORKER), source, target],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            if self._read() != "ready":
+                raise SystemExit("the kvpress worker failed; its error is above")
+            with safe_open(target, "pt") as file:
+                self.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+    def seconds(self, job: str) -> float:
+        """Let kvpress compress once more and say how long it took."""
+        assert self._process.stdin is not None
+        print(job, file=self._process.stdin, flush=True)
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()

@@ -5,8 +5,9 @@
 The input holds `q_pre` (B, H, T, D) queries before RoPE, `k` and `v` (B, K, T, D) with rotated
 keys, and in its metadata `theta` (RoPE base) and `jobs`: a JSON list of objects with `name`,
 `press` (class name), `args` (its fields), and optionally `ada` (AdaKV's floor), `layer` and
-`layers`, `repeat` (time it so often). The output holds per job the scores `NAME/score` (B, K, T)
-and the kept set `NAME/kept` (B, K, T) bool; its metadata the seconds of each job's `compress`.
+`layers`. The output holds per job the scores `NAME/score` (B, K, T) and the kept set `NAME/kept`
+(B, K, T) bool. When it is written the worker prints `ready` and from then on answers every job
+name on its input with the seconds that one more `compress` took, until the input ends.
 
 A press wants an attention module: a stub with an identity query projection stands in, so the
 queries are the given ones and no projection is timed.
@@ -70,8 +71,8 @@ def kept_set(press, module, hidden, k, v, kwargs, scores, ada):
     return torch.zeros_like(kept).scatter_(2, gathered[..., 0].long(), True)
 
 
-def run(job, q, k, v, theta):
-    """Scores, kept set and best time in seconds of one job."""
+def prepare(job, q, k, v, theta):
+    """Scores and kept set of one job, and a function that compresses once more."""
     rotary = Rotary(q.shape[3], theta)
     module = Attention(q, k, rotary, job)
     hidden = q.transpose(1, 2).flatten(2)
@@ -81,26 +82,31 @@ def run(job, q, k, v, theta):
     press = kvpress.AdaKVPress(scorer, alpha_safeguard=job["ada"]) if "ada" in job else scorer
     scores = scorer.score(module, hidden, k, v, None, kwargs)
     kept = kept_set(press, module, hidden, k, v, kwargs, scores.clone(), "ada" in job)
-    seconds = []
-    for _ in range(job.get("repeat", 0)):
+    return scores, kept, lambda: press.compress(module, hidden, k, v, None, kwargs)
+
+
+def answer_timings(compress) -> None:
+    """Read job names, print the seconds one more `compress` of each takes."""
+    for line in sys.stdin:
         start = time.perf_counter()
-        press.compress(module, hidden, k, v, None, kwargs)
-        seconds.append(time.perf_counter() - start)
-    return scores, kept, min(seconds, default=0.0)
+        compress[line.strip()]()
+        print(time.perf_counter() - start, flush=True)
 
 
+@torch.inference_mode()
 def main(source: str, target: str) -> None:
-    """Work through the jobs of `source` and write `target`."""
+    """Work through the jobs of `source`, write `target`, then answer timings."""
     with safe_open(source, "pt") as file:
         q, k, v = (file.get_tensor(name) for name in ("q_pre", "k", "v"))
         about = file.metadata()
-    tensors, seconds = {}, {}
-    with torch.inference_mode():
-        for job in json.loads(about["jobs"]):
-            scores, kept, seconds[job["name"]] = run(job, q, k, v, float(about["theta"]))
-            tensors[f"{job['name']}/score"] = scores.contiguous().clone()
-            tensors[f"{job['name']}/kept"] = kept
-    save_file(tensors, target, {"seconds": json.dumps(seconds), "torch": torch.__version__})
+    tensors, compress = {}, {}
+    for job in json.loads(about["jobs"]):
+        name = job["name"]
+        scores, kept, compress[name] = prepare(job, q, k, v, float(about["theta"]))
+        tensors |= {f"{name}/score": scores.contiguous().clone(), f"{name}/kept": kept}
+    save_file(tensors, target)
+    print("ready", flush=True)
+    answer_timings(compress)
 
 
 if __name__ == "__main__":

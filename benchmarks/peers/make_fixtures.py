@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from kvpress_client import Inputs, angles, ask_kvpress
+from kvpress_client import Inputs, Kvpress, angles
 from safetensors.torch import save_file
 
 from recollect.core.rope import apply_rope
@@ -65,7 +65,8 @@ def main() -> None:
     k_pre = torch.randn(BATCH, KV_HEADS, TOKENS, WIDTH, generator=draw) * 1.5
     v = torch.randn(BATCH, KV_HEADS, TOKENS, WIDTH, generator=draw)
     k = apply_rope(k_pre, *angles(THETA, WIDTH, torch.arange(TOKENS)))
-    answers = ask_kvpress(Inputs(q, k, v, THETA), jobs())
+    with Kvpress(Inputs(q, k, v, THETA), jobs()) as kvpress:
+        answers = kvpress.tensors
     about = {
         "kvpress": "0.5.5",
         "theta": str(THETA),
@@ -73,7 +74,7 @@ def main() -> None:
         "jobs": json.dumps(jobs()),
     }
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"q_pre": q, "k": k, "v": v} | answers.tensors, TARGET, about)
+    save_file({"q_pre": q, "k": k, "v": v} | answers, TARGET, about)
     print(f"{TARGET}: {TARGET.stat().st_size // 1024} KiB")
 
 

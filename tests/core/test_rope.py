@@ -111,3 +111,10 @@ def test_attention_logits_depend_on_distance_only(x):
         return turned[0] @ turned[1]
 
     torch.testing.assert_close(logit(9, 4), logit(105, 100))
+
+
+def test_gradients_pass_through_a_rotation(x):
+    x.requires_grad_()
+    cos, sin = angles(torch.arange(5), 4, interleaved=False)
+    apply_rope(x, cos, sin).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())  # a rotation keeps the norm

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recollect.core import attention_stats, scores
-from recollect.core.rope import mean_rotation
+from recollect.core.rope import apply_rope, mean_rotation
 from recollect.core.select import protect
 
 B, H, K, T, D = 2, 4, 2, 24, 8
@@ -48,6 +48,14 @@ def test_snapkv_window_ranks_first_and_its_reduction_does_not_change_the_ranking
     assert mean.shape == (B, K, T)
     assert bool((mean[..., -6:] > mean[..., :-6].amax((1, 2), keepdim=True)).all())
     assert mean[..., :-6].argsort(stable=True).equal(total[..., :-6].argsort(stable=True))
+
+
+def test_snapkv_needs_no_more_than_the_column_mass_of_its_window():
+    q, k, _ = tensors()
+    attention = attention_stats.window_attention(q[:, :, -6:], k, SCALE)
+    mass = attention_stats.column_mass(q[:, :, -6:], k, SCALE)
+    votes = scores.window_votes(mass / 6, K, window=6)
+    torch.testing.assert_close(votes, scores.snapkv(attention, K))
 
 
 @pytest.mark.parametrize("group", ["mean", "sum", "max"])
@@ -132,6 +140,23 @@ def test_a_large_common_offset_of_the_queries_does_not_drown_their_covariance():
     _, plain = scores.query_statistics(q)
     _, shifted = scores.query_statistics(q + 1000)
     torch.testing.assert_close(shifted, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tile", [1, 1 << 20])
+def test_query_sums_undo_the_rotation_block_by_block(tile, monkeypatch):
+    monkeypatch.setattr("recollect.core.scores.expected._TILE_ELEMENTS", tile)  # blocks of 16, all
+    q, _, _ = tensors()
+    angles = torch.randn(2, T, D // 2).repeat(1, 1, 2).unbind()
+    expected = scores.query_sums(q, 4)
+    found = scores.query_sums(apply_rope(q, *angles), 4, angles=angles)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-3)
+
+
+def test_query_sums_of_no_queries_are_zero():
+    q, _, _ = tensors()
+    found = scores.query_sums(q[:, :, :3], n_sink=4)
+    assert all(value.eq(0).all() for value in found.values())
 
 
 def test_query_statistics_of_a_padded_row_are_those_of_the_row_alone():

@@ -8,8 +8,6 @@ variants (YaRN) scale cos and sin by an attention factor, so cos² + sin² need 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 
@@ -29,8 +27,23 @@ def interleave_angles(angles: torch.Tensor) -> torch.Tensor:
 def apply_rope(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool = False
 ) -> torch.Tensor:
-    """Rotate x (..., T, D) by angles (..., T, R) that broadcast against it; the dtype stays x's."""
-    return _on_rotary(x, cos, lambda y: y * cos + rotate_half(y, interleaved=interleaved) * sin)
+    """Rotate x (..., T, D) by angles (..., T, R) that broadcast against it.
+
+    Computed in float32 at least; the result has x's shape and dtype.
+    """
+    width = cos.shape[-1]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    first, second = _halves(wide[..., :width], interleaved)
+    (cos_first, cos_second), (sin_first, sin_second) = (_halves(t, interleaved) for t in (cos, sin))
+    turned = (
+        torch.addcmul(first * cos_first, second, sin_first, value=-1),
+        torch.addcmul(second * cos_second, first, sin_second),
+    )
+    whole = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    if width < x.shape[-1]:
+        rest = wide[..., width:].expand(*whole.shape[:-1], -1)
+        whole = torch.cat((whole, rest), -1)
+    return whole.to(x.dtype)
 
 
 def unapply_rope(
@@ -38,9 +51,7 @@ def unapply_rope(
 ) -> torch.Tensor:
     """Inverse of `apply_rope`, attention factor included."""
     squared = cos * cos + sin * sin
-    return _on_rotary(
-        x, cos, lambda y: (y * cos - rotate_half(y, interleaved=interleaved) * sin) / squared
-    )
+    return apply_rope(x, cos / squared, -sin / squared, interleaved=interleaved)
 
 
 def rerotate(
@@ -77,12 +88,9 @@ def mean_rotation(
     return matrix
 
 
-def _on_rotary(
-    x: torch.Tensor, cos: torch.Tensor, rotate: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """`rotate` the first R dimensions of x in float32 (or wider), leave the rest."""
-    width = cos.shape[-1]
-    turned = rotate(x[..., :width].to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
-    if width == x.shape[-1]:
-        return turned
-    return torch.cat((turned, x[..., width:].expand(*turned.shape[:-1], -1)), -1)
+def _halves(x: torch.Tensor, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the first and the second members of all pairs of the last dimension."""
+    if interleaved:
+        return x[..., ::2], x[..., 1::2]
+    middle = x.shape[-1] // 2
+    return x[..., :middle], x[..., middle:]

@@ -1,6 +1,6 @@
 """Scores: what a cached token is worth, (B, K, T) float32, higher = keep. One idea a file."""
 
-from recollect.core.scores.attention import heavy_hitters, snapkv, tova
+from recollect.core.scores.attention import heavy_hitters, snapkv, tova, window_votes
 from recollect.core.scores.expected import (
     expected_attention,
     query_moments,
@@ -21,4 +21,5 @@ __all__ = [
     "snapkv",
     "tova",
     "value_reweight",
+    "window_votes",
 ]

@@ -16,23 +16,44 @@ def snapkv(
 ) -> torch.Tensor:
     """SnapKV (2404.14469): attention of the last w queries, smoothed along the sequence.
 
-    The tokens of the window itself get the row's highest score plus 1, so they rank first.
-    Pooling pads with zeros, which lowers both ends, as in the authors' code; it smears attention
-    over the neighbouring columns of left padding, so mask those afterwards (`select.protect`).
-
     Args:
         window_attn: (B, H, w, T) from `attention_stats.window_attention`.
+        reduce: over the w queries, `mean` (kvpress) or `sum` (authors): the ranking is the same.
+        n_kv_heads, pool, kernel, group: see `window_votes`.
+    """
+    votes = window_attn.sum(2) if reduce == "sum" else window_attn.mean(2)
+    return window_votes(votes, n_kv_heads, window_attn.shape[2], pool, kernel, group)
+
+
+def window_votes(
+    votes: torch.Tensor,
+    n_kv_heads: int,
+    window: int,
+    pool: str = "avg",
+    kernel: int = 5,
+    group: str = "mean",
+) -> torch.Tensor:
+    """SnapKV from attention already summed (or averaged) over the window's queries.
+
+    `attention_stats.column_mass` of the last w queries gives such votes in a fraction of the memory
+    of the attention itself.
+
+    The window's own tokens get the row's highest score plus 1, so they rank first. Pooling pads
+    with zeros, which lowers both ends, as in the authors' code; it smears attention over the
+    neighbouring columns of left padding, so mask those afterwards (`select.protect`).
+
+    Args:
+        votes: (B, H, T).
         n_kv_heads: K.
+        window: w, how many tokens at the end are the window.
         pool: `avg`, `max` or `none`.
         kernel: width of the pooling, odd.
-        reduce: over the w queries, `mean` (kvpress) or `sum` (authors): the ranking is the same.
         group: over the G query heads of a KV head, `mean`, `sum` or `max`.
     """
-    batch, _, window, total = window_attn.shape
-    if total == window:
-        return window_attn.new_ones(batch, n_kv_heads, total)
-    prefix = window_attn[..., : total - window]
-    votes = prefix.sum(2) if reduce == "sum" else prefix.mean(2)
+    batch, _, total = votes.shape
+    if total <= window:
+        return votes.new_ones(batch, n_kv_heads, total)
+    votes = votes[..., : total - window]
     if pool == "avg":
         votes = F.avg_pool1d(votes, kernel, stride=1, padding=kernel // 2)
     elif pool == "max":

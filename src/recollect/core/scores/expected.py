@@ -12,42 +12,70 @@ from collections.abc import Mapping
 
 import torch
 
+from recollect.core.rope import unapply_rope
 from recollect.core.scores.values import value_reweight
+
+_TILE_ELEMENTS = 1 << 19  # of products held at once: 2 MiB stay in the processor's cache
 
 
 def query_sums(
-    q_pre: torch.Tensor, n_sink: int = 0, padding: torch.Tensor | None = None
+    q: torch.Tensor,
+    n_sink: int = 0,
+    padding: torch.Tensor | None = None,
+    *,
+    angles: tuple[torch.Tensor, torch.Tensor] | None = None,
+    interleaved: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Sums over queries from which moments follow; the sums of several chunks add up.
 
     Args:
-        q_pre: (B, H, Q, D) queries before RoPE.
+        q: (B, H, Q, D) queries before RoPE, or after it if their angles are given.
         n_sink: leave out the first queries of each row: the outliers at the start of a text.
         padding: (B,) left padding among these queries, left out as well.
+        angles: cos and sin, (Q, R) or broadcasting to (B, H, Q, R), by which q was rotated. Undoing
+            it here, block by block, holds no second copy of a long prompt's queries.
+        interleaved: layout of the angles, see `rope`.
 
     Returns:
         `count` (B,), `sum` (B, H, D) and `outer` (B, H, D, D), float64: the covariance is a small
         difference of large sums where queries have a common offset.
     """
-    batch, _, queries, _ = q_pre.shape
-    if padding is None:
-        q = q_pre[:, :, n_sink:].float()
-        count = torch.full((batch,), q.shape[2], dtype=torch.float64, device=q.device)
-        mean = q.mean(2, keepdim=True) if q.shape[2] else q.new_zeros(*q.shape[:2], 1, q.shape[3])
-        centred = q - mean
-    else:
-        first = padding.to(q_pre.device)[:, None] + n_sink
-        used = torch.arange(queries, device=q_pre.device) >= first
-        count = used.sum(-1).double()
-        q = q_pre.float() * used[:, None, :, None]
-        mean = q.sum(2, keepdim=True) / count.clamp(min=1).float()[:, None, None, None]
-        centred = (q - mean) * used[:, None, :, None]
-    # Large products in float32 around the mean, then shifted to the origin in float64.
-    n = count[:, None, None]
-    centre = mean[:, :, 0].double()
-    scatter = (centred.transpose(2, 3) @ centred).double()
-    offset = n[..., None] * centre[..., :, None] * centre[..., None, :]
-    return {"count": count, "sum": n * centre, "outer": scatter + offset}
+    batch, heads, queries, width = q.shape
+    first = torch.zeros(batch, dtype=torch.int64) if padding is None else padding
+    first = (first.to(q.device) + n_sink).clamp(max=queries)
+    start = int(first.min())
+    column = torch.arange(queries, device=q.device)
+    pivot = None
+    total = torch.zeros(batch, heads, 1, width, device=q.device)
+    scatter = torch.zeros(batch, heads, width, width, device=q.device)
+    step = max(16, _TILE_ELEMENTS // (batch * heads * width))
+    for begin in range(start, queries, step):
+        block = slice(begin, min(begin + step, queries))
+        part = q[:, :, block].float()
+        if angles is not None:
+            cos, sin = (a[..., block, :] for a in angles)
+            part = unapply_rope(part, cos, sin, interleaved=interleaved)
+        used = (column[block] >= first[:, None])[:, None, :, None]
+        if pivot is None:  # any point amid the queries will do to keep float32 products small
+            pivot = (part * used).sum(2, keepdim=True) / used.sum(2, keepdim=True).clamp(min=1)
+        part = part - pivot
+        if not bool(used.all()):
+            part *= used
+        total += part.sum(2, keepdim=True)
+        scatter += part.transpose(2, 3) @ part
+    centre = torch.zeros_like(total) if pivot is None else pivot
+    return _about_origin(queries - first, centre[:, :, 0], total[:, :, 0], scatter)
+
+
+def _about_origin(
+    count: torch.Tensor, pivot: torch.Tensor, total: torch.Tensor, scatter: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Sums of x and of x xᵀ from those of x - pivot, in float64."""
+    n, c, s = count.double()[:, None, None], pivot.double(), total.double()
+    mixed = s[..., :, None] * c[..., None, :]
+    constant = n[..., None] * c[..., :, None] * c[..., None, :]
+    outer = scatter.double() + mixed + mixed.transpose(-1, -2) + constant
+    return {"count": count.double(), "sum": s + n * c, "outer": outer}
 
 
 def query_moments(sums: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +146,7 @@ def _logits(
     rotation: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Log of the expected exponential, (B, K, G, T), one group member at a time."""
+    """Log of the expected exponential, (B, K, G, T)."""
     batch, kv_heads, _, width = keys.shape
     rotated = (mean.float()[:, :, None] @ rotation.transpose(2, 3)).view(batch, kv_heads, -1, width)
     logits = scale * (rotated @ keys.transpose(2, 3))
@@ -126,7 +154,7 @@ def _logits(
         return logits
     turned = rotation @ cov.float() @ rotation.transpose(2, 3)
     turned = turned.view(batch, kv_heads, -1, width, width)
-    for member in range(logits.shape[2]):  # the products of one member are as large as the keys
-        quadratic = ((keys @ turned[:, :, member]) * keys).sum(-1)
-        logits[:, :, member] += 0.5 * scale * scale * quadratic
+    step = max(16, _TILE_ELEMENTS // (batch * logits.shape[2] * kv_heads * width))
+    for block, part in zip(keys[:, :, None].split(step, 3), logits.split(step, 3), strict=True):
+        part += 0.5 * scale * scale * ((block @ turned) * block).sum(-1)
     return logits

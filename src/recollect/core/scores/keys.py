@@ -27,7 +27,7 @@ def keydiff(k: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tenso
         column = torch.arange(k.shape[2], device=k.device)
         padded = (column < padding.to(k.device)[:, None])[:, None]
         share = share.masked_fill(padded, 0.0)
-    anchor = share[:, :, None] @ keys  # (B, K, 1, D): a cosine ignores that this is no mean but a sum
+    anchor = share[:, :, None] @ keys  # (B, K, 1, D) sum: a cosine needs no mean
     anchor = anchor / torch.linalg.vector_norm(anchor, dim=-1, keepdim=True).clamp(min=_TINY)
     scores = -(keys @ anchor.transpose(2, 3))[..., 0] / norm
     return scores if padded is None else scores.masked_fill(padded, -torch.inf)
