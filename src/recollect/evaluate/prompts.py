@@ -44,20 +44,20 @@ class Encoder:
     def parts(self, question: str, *answer: str) -> list[torch.Tensor]:
         """Ids of a question and of the parts of its answer, tokenized as one text.
 
-        A token that spans a border belongs to the later part, which the model has to produce.
+        A token that spans a border belongs to the later part, which the model has to produce; so
+        every second part of the answer (a space between two words) may be empty.
         """
         texts = [question + self._after, *answer]
         ids = [self._plain("".join(texts[: n + 1])) for n in range(len(texts))]
         borders = [0, *(_common(ids[n], ids[-1]) for n in range(len(texts) - 1)), len(ids[-1])]
         pieces = [ids[-1][a:b] for a, b in pairwise(borders)]
-        if any(not piece for piece in pieces):
+        if any(not piece for piece in (pieces[0], *pieces[1::2])):
             raise HostError(f"the tokenizer leaves a part of the question empty: {texts}")
         return [torch.tensor(piece, dtype=torch.int64) for piece in pieces]
 
-    def truncate(self, text: str, tokens: int) -> str:
-        """The end of a text, about so many tokens long."""
-        ids = self._plain(text)
-        return text if len(ids) <= tokens else self.tokenizer.decode(ids[-tokens:])
+    def closing(self) -> torch.Tensor:
+        """Ids of what the chat template puts after the prompt."""
+        return torch.tensor(self._plain(self._after), dtype=torch.int64)
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recollect import zoo
 from recollect.errors import HostError
 from recollect.kv.fingerprint import fingerprint
+from recollect.zoo.architectures import CONFIGS
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16,
           "float16": torch.float16}  # fmt: skip
@@ -71,15 +73,13 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> Subject:
 
     Raises HostError with one line that says what is wrong.
     """
-    from recollect import zoo
-
     source = name
-    if name in zoo.names():
+    if name in CONFIGS:
         source = str(zoo.path(name))
     elif not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise HostError(
             f"no checkpoint at '{name}'; give a folder with config.json and safetensors, a hub id, "
-            f"or a model of the zoo ({', '.join(zoo.names())})"
+            f"or a model of the zoo ({', '.join(CONFIGS)})"
         )
     elif Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise HostError(f"'{name}' is not a checkpoint folder: it has no config.json")

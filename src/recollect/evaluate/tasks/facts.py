@@ -1,68 +1,43 @@
-"""The facts that needle tasks hide and ask for: `red_fox 49213`, asked as `assert red_fox`.
+"""Asking for the facts that needle tasks hide: `# red_fox 49213`, asked as `assert red_fox`.
 
-The zoo models learned to recall lines of this form, and any language model can copy them; the
-wording is the zoo's, so that training and evaluation agree.
+The wording is the zoo's, so that training and evaluation agree; any language model can copy it.
 """
 
 from __future__ import annotations
 
-import random
+from collections.abc import Sequence
 
 from recollect.evaluate.tasks.base import Question, Setting
-
-_WORDS = [
-    "amber",
-    "basil",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "gamma",
-    "hazel",
-    "indigo",
-    "jasper",
-    "kelp",
-    "lunar",
-    "maple",
-    "nectar",
-    "olive",
-    "pearl",
-    "quartz",
-    "raven",
-    "sable",
-    "tulip",
-    "umber",
-    "velvet",
-    "willow",
-    "zephyr",
-]
+from recollect.zoo.needles import Ask
 
 
-def keys(rng: random.Random, count: int) -> list[str]:
-    """So many different keys."""
-    pairs = [f"{a}_{b}" for a in _WORDS for b in _WORDS if a != b]
-    return rng.sample(pairs, count)
+def scored_parts(answer: str) -> list[str]:
+    """An answer's words, and the spaces between them: those are not scored."""
+    parts: list[str] = []
+    for word in answer.split():
+        parts += [" ", word] if parts else [word]
+    return parts
 
 
-def value(rng: random.Random) -> str:
-    """A value."""
-    return f"{rng.randrange(10**5):05d}"
-
-
-def line(key: str, value: str) -> str:
-    """The line to hide."""
-    return f"{key} {value}"
-
-
-def question(key: str) -> str:
-    """The start of a line that recalls a key."""
-    return f"assert {key}"
-
-
-def ask(setting: Setting, key: str, value: str) -> Question:
+def ask(setting: Setting, asked: Ask) -> Question:
     """The question for one key."""
+    key = asked.question.split()[-1]
     return setting.question(
-        f"\n{question(key)} ",
-        value,
-        chat=f"In the text above, one line gives the number of {key}.",
+        f"\n{asked.question} ",
+        *scored_parts(asked.answer),
+        chat=f"In the text above, one line says what {key} is.",
+    )
+
+
+def ask_all(setting: Setting, asked: Sequence[Ask]) -> Question:
+    """One question for several keys, named in advance; answered line by line."""
+    keys = ", ".join(each.question.split()[-1] for each in asked)
+    first, *rest = asked
+    answer = scored_parts(first.answer)
+    for each in rest:
+        answer += [f"\n{each.question} ", *scored_parts(each.answer)]
+    return setting.question(
+        f"\nfind({keys})\n{first.question} ",
+        *answer,
+        chat=f"In the text above, lines say what each of {keys} is.",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from recollect.errors import RecipeError
 from recollect.evaluate.tasks import sources
 from recollect.evaluate.tasks.base import Setting
@@ -9,19 +11,14 @@ from recollect.evaluate.tasks.base import Setting
 _PROBE = 64  # lines tokenized at a time
 
 
-def hide(setting: Setting, hidden: list[str], *, ordered: bool = False) -> tuple[str, list[float]]:
-    """A context of at most `setting.length` tokens with every hidden line somewhere in it.
-
-    Args:
-        hidden: lines without line ends.
-        ordered: keep the hidden lines in their order.
+def hide(setting: Setting, hidden: Sequence[str]) -> tuple[str, list[float]]:
+    """A context of at most `setting.length` tokens with the hidden lines in it, in their order.
 
     Returns the text and the depth of each hidden line, in [0, 1] by characters.
     """
-    hidden = [line + "\n" for line in hidden]
     straw = _straw(setting, hidden)
     while True:
-        text, starts = _mix(setting, straw, hidden, ordered)
+        text, starts = _mix(setting, straw, hidden)
         excess = len(setting.encoder.context(text)) - setting.length
         if excess <= 0:
             return text, [start / len(text) for start in starts]
@@ -36,9 +33,11 @@ def hide(setting: Setting, hidden: list[str], *, ordered: bool = False) -> tuple
             straw = straw[:-1]
 
 
-def _straw(setting: Setting, hidden: list[str]) -> list[str]:
+def _straw(setting: Setting, hidden: Sequence[str]) -> list[str]:
     """Consecutive source lines that fill what the hidden ones leave free."""
-    free = setting.length - sum(setting.encoder.count(hidden)) - len(setting.encoder.context(""))
+    free = (
+        setting.length - sum(setting.encoder.count(list(hidden))) - len(setting.encoder.context(""))
+    )
     source = sources.lines(setting.rng)
     straw: list[str] = []
     for start in range(0, len(source), _PROBE):
@@ -51,13 +50,9 @@ def _straw(setting: Setting, hidden: list[str]) -> list[str]:
     return straw
 
 
-def _mix(
-    setting: Setting, straw: list[str], hidden: list[str], ordered: bool
-) -> tuple[str, list[int]]:
+def _mix(setting: Setting, straw: list[str], hidden: Sequence[str]) -> tuple[str, list[int]]:
     """Straw with hidden lines at random places, and the character each of them starts at."""
-    places = [setting.rng.randint(0, len(straw)) for _ in hidden]
-    if ordered:
-        places.sort()
+    places = sorted(setting.rng.randint(0, len(straw)) for _ in hidden)
     by_place: dict[int, list[int]] = {}
     for index, place in enumerate(places):
         by_place.setdefault(place, []).append(index)

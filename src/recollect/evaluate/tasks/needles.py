@@ -9,6 +9,7 @@ from __future__ import annotations
 from recollect.evaluate.tasks import facts
 from recollect.evaluate.tasks.base import Case, Setting, Task
 from recollect.evaluate.tasks.haystack import hide
+from recollect.zoo import needles
 
 
 class SingleNeedle(Task):
@@ -18,9 +19,9 @@ class SingleNeedle(Task):
     title = "One needle"
 
     def case(self, setting: Setting) -> Case:
-        (key,), value = facts.keys(setting.rng, 1), facts.value(setting.rng)
-        text, depths = hide(setting, [facts.line(key, value)])
-        return setting.case(text, [facts.ask(setting, key, value)], depths=depths)
+        puzzle = needles.single(setting.rng, keys=1)
+        text, depths = hide(setting, puzzle.planted)
+        return setting.case(text, [facts.ask(setting, puzzle.asks[0])], depths=depths)
 
 
 class MultiKey(Task):
@@ -32,34 +33,24 @@ class MultiKey(Task):
     asked = 2
 
     def case(self, setting: Setting) -> Case:
-        keys = facts.keys(setting.rng, self.hidden)
-        values = [facts.value(setting.rng) for _ in keys]
-        text, depths = hide(setting, [facts.line(k, v) for k, v in zip(keys, values, strict=True)])
-        asked = setting.rng.sample(range(len(keys)), self.asked)
-        questions = [facts.ask(setting, keys[n], values[n]) for n in asked]
-        return setting.case(text, questions, depths=[depths[n] for n in asked])
+        puzzle = needles.single(setting.rng, keys=self.hidden)
+        text, depths = hide(setting, puzzle.planted)
+        questions = [facts.ask(setting, ask) for ask in puzzle.asks[: self.asked]]
+        return setting.case(text, questions, depths=depths)
 
 
 class MultiValue(Task):
-    """One key with several values in different places; all are asked, in their order."""
+    """Several values of one key, all to be recalled."""
 
     name = "needle-values"
     title = "All values of one key"
+    hidden = 4
     values = 3
 
     def case(self, setting: Setting) -> Case:
-        key, *others = facts.keys(setting.rng, 4)
-        values = [facts.value(setting.rng) for _ in range(self.values)]
-        lines = [facts.line(key, value) for value in values]
-        lines += [facts.line(other, facts.value(setting.rng)) for other in others]
-        text, depths = hide(setting, lines, ordered=True)
-        again = f"\n{facts.question(key)} "
-        answer = [values[0]]
-        for value in values[1:]:
-            answer += [again, value]
-        chat = f"In the text above, {self.values} lines give numbers of {key}; name all, in order."
-        question = setting.question(again, *answer, chat=chat)
-        return setting.case(text, [question], depths=depths[: self.values])
+        puzzle = needles.multi_value(setting.rng, keys=self.hidden, values=self.values)
+        text, depths = hide(setting, puzzle.planted)
+        return setting.case(text, [facts.ask(setting, puzzle.asks[0])], depths=depths)
 
 
 class MultiQuery(Task):
@@ -71,18 +62,7 @@ class MultiQuery(Task):
     asked = 3
 
     def case(self, setting: Setting) -> Case:
-        keys = facts.keys(setting.rng, self.hidden)
-        values = [facts.value(setting.rng) for _ in keys]
-        text, depths = hide(setting, [facts.line(k, v) for k, v in zip(keys, values, strict=True)])
-        asked = setting.rng.sample(range(len(keys)), self.asked)
-        names = ", ".join(keys[n] for n in asked)
-        first, *rest = asked
-        answer = [values[first]]
-        for n in rest:
-            answer += [f"\n{facts.question(keys[n])} ", values[n]]
-        question = setting.question(
-            f"\n# {names}\n{facts.question(keys[first])} ",
-            *answer,
-            chat=f"In the text above, lines give the numbers of {names}; name all, in this order.",
-        )
-        return setting.case(text, [question], depths=[depths[n] for n in asked])
+        puzzle = needles.single(setting.rng, keys=self.hidden)
+        text, depths = hide(setting, puzzle.planted)
+        question = facts.ask_all(setting, puzzle.asks[: self.asked])
+        return setting.case(text, [question], depths=depths)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from recollect.evaluate.tasks import facts
 from recollect.evaluate.tasks.base import Case, Setting, Task
 from recollect.evaluate.tasks.haystack import hide
+from recollect.zoo import needles
 
 
 class MultiTurn(Task):
@@ -19,9 +20,7 @@ class MultiTurn(Task):
     asked = 3
 
     def case(self, setting: Setting) -> Case:
-        keys = facts.keys(setting.rng, self.hidden)
-        values = [facts.value(setting.rng) for _ in keys]
-        text, depths = hide(setting, [facts.line(k, v) for k, v in zip(keys, values, strict=True)])
-        asked = setting.rng.sample(range(len(keys)), self.asked)
-        questions = [facts.ask(setting, keys[n], values[n]) for n in asked]
-        return setting.case(text, questions, turns=True, depths=[depths[n] for n in asked])
+        puzzle = needles.single(setting.rng, keys=self.hidden)
+        text, depths = hide(setting, puzzle.planted)
+        questions = [facts.ask(setting, ask) for ask in puzzle.asks[: self.asked]]
+        return setting.case(text, questions, turns=True, depths=depths)
