@@ -37,7 +37,7 @@ class Recipe:
         stages: stage name -> stage (a frozen dataclass). What the recipe *claims*.
         fallback: stages it brings along unless another recipe of the composition claims them
             (Ada-KV shares out a budget for any score; alone it scores like SnapKV).
-        needs: what it asks of the host beyond keys and values (``queries``, ``rope``, ``artefact``).
+        needs: what it asks of the host beyond keys and values: ``queries``, ``rope``, ``artefact``.
         reported: what its paper reported, in the paper's own units.
         status: ``works`` (invariants, oracle and ordering hold in the tests) or ``experimental``.
     """
@@ -218,7 +218,8 @@ def _parse_term(term: str, spec: str) -> Composition:
 
 
 def _field_names(stage: Any) -> list[str]:
-    return [f.name for f in fields(stage) if f.init]
+    """Parameters a user may set: fields that show; hidden ones are filled by the room."""
+    return [f.name for f in fields(stage) if f.init and f.repr]
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -64,9 +64,10 @@ def test_gather_keeps_exactly_the_chosen_tokens(lengths, slack, data):
     slab.append(*tokens(length=2, start=7), position=7)
     assert contents(slab) == [[*row, 7, 8] for row in chosen]
     for s, n in zip(slab.starts.tolist(), slab.lengths.tolist(), strict=True):
-        assert slab.columns["position"][s : s + n].tolist() == slab.k[s : s + n, 0].remainder(
-            1000
-        ).int().tolist()
+        assert (
+            slab.columns["position"][s : s + n].tolist()
+            == slab.k[s : s + n, 0].remainder(1000).int().tolist()
+        )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "fused", "odd"])

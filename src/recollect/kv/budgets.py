@@ -6,7 +6,7 @@ A layer budget turns it into tokens per head of one layer, a head budget divides
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,6 @@ import torch
 from recollect.core import budgets
 from recollect.core.gates import head_classes
 from recollect.errors import RecipeError
-from recollect.kv.artefacts import load_gates
 
 
 @dataclass(frozen=True)
@@ -125,21 +124,23 @@ class FlatHeads(HeadBudget):
 
 @dataclass(frozen=True)
 class HeadClasses(HeadBudget):
-    """DuoAttention: retrieval heads keep everything, streaming heads sinks and recents (2410.10819).
+    """DuoAttention: retrieval heads keep all, streaming heads sinks and recents (2410.10819).
 
     The number of retrieval heads follows from `keep`: as many as fit when the others hold
     `sinks + recent` tokens. Which heads they are is read from gates trained by
     `recollect.kv.calibrate_gates` and saved as safetensors.
 
     Attributes:
-        gates: path of the gates (L, K); empty means the gates that ship with a zoo model.
+        gates: path of the gates; empty means `duo-attention.safetensors` beside the checkpoint.
         sinks, recent: what streaming heads hold.
+        classes: the gates (L, K) themselves, read when a cache is made.
     """
 
     even: ClassVar[bool] = False
     gates: str = ""
     sinks: int = 4
     recent: int = 64
+    classes: tuple[tuple[float, ...], ...] | None = field(default=None, repr=False)
 
     def counts(
         self,
@@ -149,8 +150,8 @@ class HeadClasses(HeadBudget):
         prompt: torch.Tensor,
         layer: int,
     ) -> torch.Tensor:
-        gates = load_gates(self.gates)
-        rows = []
+        assert self.classes is not None
+        gates, rows = torch.tensor(self.classes), []
         for row, (budget, total) in enumerate(zip(tokens.tolist(), prompt.tolist(), strict=True)):
             streaming = min(self.sinks + self.recent, budget)
             share = (budget - streaming) / max(total - streaming, 1)

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from recollect.errors import HostError, RecipeError
 from recollect.kv import host
+from recollect.kv.artefacts import bind
 from recollect.kv.layer import KVLayer, LayerPlan
 from recollect.kv.policy import KVPolicy, policy
 from recollect.kv.report import CacheReport, LayerReport
@@ -61,7 +62,7 @@ class RecollectCache(Cache):
         model = host.check_model(model)
         layers = host.host_layers(model)
         governed = [i for i, layer in enumerate(layers) if host.is_full_attention(layer)]
-        self.policy = policy
+        self.policy = policy = bind(policy, model)
         self.kernel = kernel
         self.model_ref = weakref.ref(model)
         tap = RopeTap(model, host.attention_modules(model)) if "rope" in policy.needs else None

@@ -1,10 +1,8 @@
-"""What a stage sees when it decides: the tokens that could stay, and what queries have told so far."""
+"""What a stage sees when it decides: tokens that could stay, and what queries told so far."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -81,7 +79,7 @@ class Memory:
     """
 
     queries: torch.Tensor | None = None
-    statistics: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def remember(self, q: torch.Tensor, window: int) -> None:
         """Keep the last `window` of the queries seen so far."""
@@ -96,13 +94,26 @@ class Memory:
         """Keep the batch rows `index`."""
         if self.queries is not None:
             self.queries = self.queries.index_select(0, index.to(self.queries.device))
-        self.statistics = {n: select(x, index) for n, x in self.statistics.items()}
+        self.statistics = {
+            name: x.index_select(0, index.to(x.device)) for name, x in self.statistics.items()
+        }
+
+    def per_head(self, heads: int) -> Memory:
+        """The same memory with every KV head as a batch row of its own."""
+
+        def fold(x: torch.Tensor) -> torch.Tensor:
+            if x.dim() == 1:
+                return x.repeat_interleave(heads)
+            return x.reshape(x.shape[0] * heads, x.shape[1] // heads, *x.shape[2:])
+
+        queries = None if self.queries is None else fold(self.queries)
+        return Memory(queries, {name: fold(x) for name, x in self.statistics.items()})
 
     @property
     def nbytes(self) -> int:
         """Bytes held between decisions."""
-        tensors = [self.queries, *self.statistics.values()]
-        return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor))
+        tensors = [*self.statistics.values()] + ([] if self.queries is None else [self.queries])
+        return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 @dataclass
@@ -114,6 +125,7 @@ class Chunk:
         candidates: the tokens they could attend to, themselves included.
         scale: multiplies q·k.
         memory: what the layer remembers.
+        next_position: (B,) position of the token to come in each row.
         rope: rotates and un-rotates this layer's vectors, where the recipe asked for it.
         first: whether these are the first tokens of the sequence.
     """
@@ -122,14 +134,6 @@ class Chunk:
     candidates: Candidates
     scale: float
     memory: Memory
+    next_position: torch.Tensor
     rope: LayerRope | None = None
     first: bool = True
-
-
-def select(value: Any, index: torch.Tensor) -> Any:
-    """Batch rows of a tensor or of a mapping of tensors; anything else as it is."""
-    if isinstance(value, torch.Tensor) and value.dim():
-        return value.index_select(0, index.to(value.device))
-    if isinstance(value, Mapping):
-        return {name: select(item, index) for name, item in value.items()}
-    return value

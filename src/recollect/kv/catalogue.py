@@ -52,8 +52,8 @@ register(
         summary="Tokens that received most attention so far, and as many recent ones; every step.",
         stages={"score": AttentionMass(), "schedule": EverySteps(steps=1)},
         needs=("queries",),
-        reported="20% of the cache: up to 29x throughput over DeepSpeed/Accelerate on OPT-6.7B/30B; "
-        "5-10x smaller cache without quality loss on HELM",
+        reported="20% of the cache: up to 29x throughput over DeepSpeed and Accelerate on "
+        "OPT-6.7B/30B; 5-10x smaller cache without quality loss on HELM",
     ),
     Recipe(
         name="tova",
@@ -104,7 +104,8 @@ register(
     ),
     Recipe(
         name="expected-attention",
-        title="Expected Attention: KV Cache Compression by Estimating Attention from Future Queries",
+        title="Expected Attention: KV Cache Compression by Estimating Attention from Future "
+        "Queries Distribution",
         authors="Devoto et al. 2025",
         arxiv="2510.00636",
         area="kv",
@@ -140,17 +141,18 @@ register(
         authors="Hu et al. 2025",
         arxiv="2506.11418",
         area="kv",
-        summary="Neighbouring tokens with similar keys are averaged, and weigh what they stand for.",
+        summary="Neighbours with similar keys are averaged, and weigh what they stand for.",
         stages={"merge": ClusterMerge()},
         reported="up to 80% smaller cache, 3.19x decode, 2.72x end to end",
     ),
     Recipe(
         name="duo-attention",
-        title="DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads",
+        title="DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming "
+        "Heads",
         authors="Xiao et al. 2024",
         arxiv="2410.10819",
         area="kv",
-        summary="Retrieval heads, found by trained gates, keep everything; others sinks and recents.",
+        summary="Retrieval heads, found by trained gates, keep all; others sinks and recents.",
         stages={
             "score": Recency(),
             "heads": HeadClasses(),

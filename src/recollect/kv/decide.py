@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from recollect.core.select import protect, protected_counts, ragged_indices, top_indices
-from recollect.kv.candidates import Candidates, Chunk, Memory
+from recollect.kv.candidates import Candidates, Chunk
 from recollect.kv.merges import Merge
 from recollect.kv.slab import Slab
 
@@ -60,15 +60,15 @@ def _even(chunk: Chunk) -> Chunk:
     if not chunk.candidates.has_uneven_heads():
         return chunk
     heads = chunk.candidates.shape[1]
-
-    def fold(q: torch.Tensor) -> torch.Tensor:
-        batch, all_heads, new, width = q.shape
-        return q.reshape(batch * heads, all_heads // heads, new, width)
-
-    queries = chunk.memory.queries
-    memory = Memory(fold(queries) if queries is not None else None, chunk.memory.statistics)
+    batch, all_heads, new, width = chunk.q.shape
     return Chunk(
-        fold(chunk.q), chunk.candidates.per_head(), chunk.scale, memory, chunk.rope, chunk.first
+        chunk.q.reshape(batch * heads, all_heads // heads, new, width),
+        chunk.candidates.per_head(),
+        chunk.scale,
+        chunk.memory.per_head(heads),
+        chunk.next_position.repeat_interleave(heads),
+        chunk.rope,
+        chunk.first,
     )
 
 

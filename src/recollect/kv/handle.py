@@ -34,7 +34,7 @@ class KVHandle:
     ) -> NoReturn:
         raise HostError(
             f"the model computes with cached keys before attention "
-            f"({getattr(func, '__name__', func)}); such models (the MLA family) keep the host's cache"
+            f"({getattr(func, '__name__', func)}); such models (MLA) keep the host's cache"
         )
 
     def __getattr__(self, name: str) -> NoReturn:

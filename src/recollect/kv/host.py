@@ -53,9 +53,9 @@ def attach(model: PreTrainedModel) -> None:
     attachment = _ATTACHED.get(model)
     if attachment is None:
         attachment = Attachment(_implementations(model))
-        _set(model, {key: _register(name) for key, name in attachment.original.items()})
+        if attachment.original[""] is not None:
+            _set(model, {key: _register(name) for key, name in attachment.original.items()})
         if not str(model.config._attn_implementation).startswith(PREFIX):
-            _set(model, attachment.original)
             raise HostError(
                 f"{type(model).__name__} does not route attention through transformers' "
                 "AttentionInterface; use the host's own cache for it"
@@ -113,7 +113,7 @@ def attention_modules(model: PreTrainedModel) -> dict[int, torch.nn.Module]:
 
 
 def _register(name: str) -> str:
-    """Register our attention and mask functions in front of the host's `name`; returns their name."""
+    """Register our attention and mask in front of the host's `name`; returns their name."""
     ours = PREFIX + name
     if ours not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(ours, _attention_in_front_of(name))
@@ -148,7 +148,7 @@ def _implementations(model: PreTrainedModel) -> dict[str, str]:
     names = {"": model.config._attn_implementation}
     for key in model.config.sub_configs:
         config = getattr(model.config, key, None)
-        if config is not None:
+        if config is not None and config._attn_implementation is not None:
             names[key] = config._attn_implementation
     return names
 

@@ -85,9 +85,9 @@ class KVLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(
+    def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[KVHandle, KVHandle]:  # type: ignore[override]
+    ) -> tuple[KVHandle, KVHandle]:
         """Note new keys (B, K, Q, D) and values (B, K, Q, Dv); `attend` will store them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -108,7 +108,7 @@ class KVLayer(CacheLayerMixin):
         return self.seen + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens (a negative number), or all after so many (positive, deprecated)."""
+        """Forget the last tokens (negative number), or all after so many (positive, deprecated)."""
         remove = (
             -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
         )
@@ -194,11 +194,9 @@ class KVLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes really held."""
-        own = sum(
-            t.numel() * t.element_size() for t in (self.padding, self.budget) if t is not None
-        )
+        own = [t for t in (self.padding, self.budget, self.prompt) if t is not None]
         parts = [part.nbytes for part in (self.slab, self.packed, self.memory) if part is not None]
-        return own + sum(parts)
+        return sum(t.untyped_storage().nbytes() for t in own) + sum(parts)
 
     @property
     def dense_nbytes(self) -> int:
@@ -233,7 +231,9 @@ class KVLayer(CacheLayerMixin):
             self.slab = Slab.from_dense(k, v)
             return
         candidates = Candidates(k, v, self.padding)
-        chunk = Chunk(query, candidates, scale, self.memory, self.plan.rope)
+        chunk = Chunk(
+            query, candidates, scale, self.memory, self._lengths(candidates), self.plan.rope
+        )
         self._observe(chunk)
         self._settle(chunk, self.plan.drops and not self.deferred)
 
@@ -262,7 +262,13 @@ class KVLayer(CacheLayerMixin):
             candidates = Candidates(k, v, padding, columns)
         else:
             candidates = Candidates(*self.slab.aligned())
-        return Chunk(query, candidates, scale, self.memory, self.plan.rope, first)
+        next_position = self._lengths(candidates)
+        return Chunk(query, candidates, scale, self.memory, next_position, self.plan.rope, first)
+
+    def _lengths(self, candidates: Candidates) -> torch.Tensor:
+        """Real tokens (B,) seen so far in every row."""
+        seen = torch.full(candidates.shape[:1], self.seen, device=candidates.k.device)
+        return seen if self.padding is None else seen - self.padding.to(seen.device)
 
     def _observe(self, chunk: Chunk) -> None:
         """Let the score see this pass; its side data goes to the tokens' columns."""
@@ -297,14 +303,12 @@ class KVLayer(CacheLayerMixin):
 
     def _set_budget(self, candidates: Candidates) -> None:
         """Tokens per head of every row, for the tokens seen so far."""
-        batch = candidates.shape[0]
-        padding = (
-            self.padding if self.padding is not None else torch.zeros(batch, dtype=torch.int64)
-        )
-        self.prompt = self.seen - padding.cpu()
         policy = self.plan.policy
+        self.prompt = self._lengths(candidates).cpu()
+        # A number of tokens is a bound for sequences that are still to grow as well.
+        grown = policy.keep if isinstance(policy.keep, int) and policy.schedule.repeats else 0
         by_length = {
-            n: policy.layers.tokens(policy.keep, n, self.plan.layers)[self.plan.rank]
+            n: policy.layers.tokens(policy.keep, max(n, grown), self.plan.layers)[self.plan.rank]
             for n in set(self.prompt.tolist())
         }
         self.budget = torch.tensor([by_length[n] for n in self.prompt.tolist()])

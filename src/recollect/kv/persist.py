@@ -24,6 +24,7 @@ from recollect.kv.policy import KVPolicy
 from recollect.kv.slab import Slab
 
 SCHEMA = "recollect.kv/1"
+ON_CPU = (".starts", ".lengths", ".facts", ".budget", ".prompt")  # addresses and small numbers
 
 Tensors = dict[str, torch.Tensor]
 
@@ -75,7 +76,8 @@ def load_cache(model: PreTrainedModel, path: str | Path) -> RecollectCache:
     policy = KVPolicy.from_yaml(metadata["policy"])
     cache = RecollectCache(model, policy, kernel=metadata["kernel"])
     device = next(model.parameters()).device
-    load_state(cache, {n: t.to(device) for n, t in tensors.items()}, json.loads(metadata["layers"]))
+    placed = {n: t if n.endswith(ON_CPU) else t.to(device) for n, t in tensors.items()}
+    load_state(cache, placed, json.loads(metadata["layers"]))
     return cache
 
 
@@ -148,8 +150,8 @@ def _fill_layer(layer: Any, tensors: Tensors, fact: dict[str, Any]) -> None:
         tensors["slab.v"],
         fact["batch"],
         fact["heads"],
-        tensors["slab.starts"].cpu(),
-        tensors["slab.lengths"].cpu(),
+        tensors["slab.starts"],
+        tensors["slab.lengths"],
         _with_prefix(tensors, "column."),
         fact["fresh"],
     )
@@ -168,5 +170,5 @@ def _checksum(tensors: Tensors) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

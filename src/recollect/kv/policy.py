@@ -82,8 +82,8 @@ class KVPolicy:
             )
         if self.codec is not None and self.schedule.repeats:
             raise RecipeError(
-                f"{type(self.schedule).__name__} evicts again and again, but encoded tokens cannot be "
-                "evicted one by one; combine the codec with a recipe that decides after prefill"
+                f"{type(self.schedule).__name__} evicts again and again, but encoded tokens cannot "
+                "be evicted one by one; combine the codec with a recipe that decides after prefill"
             )
         if self.codec is not None and self.positions.contiguous:
             raise RecipeError("encoded keys cannot be moved to other positions; drop the codec")
@@ -114,7 +114,7 @@ class KVPolicy:
         """One line of YAML that `from_yaml` reads back to an equal policy."""
         out: dict[str, Any] = {"keep": self.keep}
         for kind, stage in stages_of(self).items():
-            values = {f.name: getattr(stage, f.name) for f in fields(stage)}
+            values = {f.name: getattr(stage, f.name) for f in fields(stage) if f.repr}
             out[kind] = {type(stage).__name__: values}
         return one_line_yaml(out)
 

@@ -32,7 +32,7 @@ class Score:
         return 0
 
     def observe(self, chunk: Chunk) -> dict[str, torch.Tensor]:
-        """Side data (B, K, T) to add to the candidates' columns; called after every forward pass."""
+        """Side data (B, K, T) to add to the candidates' columns; called after every pass."""
         return {}
 
     def protects(self, budget: int) -> tuple[int, int]:
@@ -122,7 +122,7 @@ class LastQueryAttention(Score):
 
 @dataclass(frozen=True)
 class AttentionMass(Score):
-    """H2O: attention received from every query so far, half the budget kept for recency (2306.14048).
+    """H2O: attention received so far, part of the budget kept for recent tokens (2306.14048).
 
     Attributes:
         recent_share: share of the budget that the most recent tokens take.
@@ -196,11 +196,18 @@ class ExpectedAttention(Score):
         if chunk.rope is None:
             raise HostError("expected-attention needs the model's rotary embedding")
         c = chunk.candidates
-        total = c.shape[2]
-        positions = torch.arange(total, total + self.future, device=c.k.device)
-        cos, sin = chunk.rope.cos_sin(positions)
+        ahead = torch.arange(self.future, device=c.k.device)
+        cos, sin = chunk.rope.cos_sin(chunk.next_position[:, None] + ahead)
         rotation = mean_rotation(cos, sin, c.k.shape[-1], interleaved=chunk.rope.interleaved)
         mean, covariance = scores.query_moments(chunk.memory.statistics)
         return scores.expected_attention(
-            mean, covariance, c.k, c.v, rotation, padding=c.row_padding(), epsilon=self.epsilon
+            mean,
+            covariance,
+            c.k,
+            c.v,
+            rotation,
+            padding=c.row_padding(),
+            epsilon=self.epsilon,
+            n_sink=self.sinks,
+            scale=chunk.scale,
         )

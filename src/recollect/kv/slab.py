@@ -1,8 +1,8 @@
 """Exact keys and values of one layer, as flat rows in which every KV head has its own length.
 
-Segment s = b * K + h owns rows ``starts[s] : starts[s] + lengths[s]``; rows after that are slack for
-tokens to come. With equal lengths the slab is an ordinary (B, K, T, D) cache seen through a view;
-with different lengths memory is really what the heads keep, not what the longest one keeps.
+Segment s = b * K + h owns rows ``starts[s] : starts[s] + lengths[s]``; rows after that are slack
+for tokens to come. With equal lengths the slab is an ordinary (B, K, T, D) cache seen through a
+view; with different lengths memory is really what the heads keep, not what the longest one keeps.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ class Slab:
         """Copy k (B, K, T, D) and v (B, K, T, Dv), leaving `slack` rows per head."""
         batch, heads, length, _ = k.shape
         capacity = length + slack
-        rows = []
-        for x in (k, v):
+
+        def rows(x: torch.Tensor) -> torch.Tensor:
             buffer = x.new_empty(batch, heads, capacity, x.shape[-1])
             buffer[:, :, :length] = x
-            rows.append(buffer.view(-1, x.shape[-1]))
+            return buffer.view(-1, x.shape[-1])
+
         starts = torch.arange(batch * heads) * capacity
-        return cls(*rows, batch, heads, starts, torch.full((batch * heads,), length))
+        lengths = torch.full((batch * heads,), length)
+        return cls(rows(k), rows(v), batch, heads, starts, lengths)
 
     @classmethod
     def gather(
