@@ -37,13 +37,13 @@ class Kvpress:
     """kvpress at work on given inputs; `with Kvpress(inputs, jobs) as kvpress: ...`.
 
     The process lives on between calls, so that its times can be taken in turns with ours: two
-    packages timed minutes apart on a busy machine are not compared but only listed.
+    packages timed minutes apart on a busy machine are listed, not compared.
 
     Attributes:
         tensors: `NAME/score` and `NAME/kept` (B, K, T) of every job (see kvpress_worker.py).
     """
 
-    def __init__(self, inputs: Inputs, jobs: list[dict[str, Any]]) -> None:
+    def __init__(self, inputs: Inputs, jobs: list[dict[str, Any]], threads: int = 1) -> None:
         python = python_of("kvpress")
         if not python.exists():
             raise SystemExit("no kvpress here: `python benchmarks/peers/make_env.py kvpress` first")
@@ -52,7 +52,7 @@ class Kvpress:
             given = {n: getattr(inputs, n).contiguous() for n in ("q_pre", "k", "v")}
             save_file(given, source, {"theta": str(inputs.theta), "jobs": json.dumps(jobs)})
             self._process = subprocess.Popen(
-                [str(python), str(WORKER), source, target],
+                [str(python), str(WORKER), source, target, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -63,7 +63,7 @@ class Kvpress:
                 self.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
     def seconds(self, job: str) -> float:
-        """Let kvpress compress once more and say how long it took."""
+        """Let kvpress compress once more and say how much processor time it took."""
         assert self._process.stdin is not None
         print(job, file=self._process.stdin, flush=True)
         return float(self._read())

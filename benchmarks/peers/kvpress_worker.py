@@ -1,13 +1,14 @@
 """Run kvpress presses on given tensors, inside kvpress's own environment.
 
-    .venvs/kvpress/bin/python benchmarks/peers/kvpress_worker.py in.safetensors out.safetensors
+    .venvs/kvpress/bin/python benchmarks/peers/kvpress_worker.py in.safetensors out.safetensors 1
 
 The input holds `q_pre` (B, H, T, D) queries before RoPE, `k` and `v` (B, K, T, D) with rotated
 keys, and in its metadata `theta` (RoPE base) and `jobs`: a JSON list of objects with `name`,
 `press` (class name), `args` (its fields), and optionally `ada` (AdaKV's floor), `layer` and
 `layers`. The output holds per job the scores `NAME/score` (B, K, T) and the kept set `NAME/kept`
 (B, K, T) bool. When it is written the worker prints `ready` and from then on answers every job
-name on its input with the seconds that one more `compress` took, until the input ends.
+name on its input with the processor seconds of one more `compress`, until the input ends. The last
+argument is the number of threads.
 
 A press wants an attention module: a stub with an identity query projection stands in, so the
 queries are the given ones and no projection is timed.
@@ -88,14 +89,15 @@ def prepare(job, q, k, v, theta):
 def answer_timings(compress) -> None:
     """Read job names, print the seconds one more `compress` of each takes."""
     for line in sys.stdin:
-        start = time.perf_counter()
+        start = time.process_time()
         compress[line.strip()]()
-        print(time.perf_counter() - start, flush=True)
+        print(time.process_time() - start, flush=True)
 
 
 @torch.inference_mode()
-def main(source: str, target: str) -> None:
+def main(source: str, target: str, threads: str) -> None:
     """Work through the jobs of `source`, write `target`, then answer timings."""
+    torch.set_num_threads(int(threads))
     with safe_open(source, "pt") as file:
         q, k, v = (file.get_tensor(name) for name in ("q_pre", "k", "v"))
         about = file.metadata()
@@ -110,6 +112,6 @@ def main(source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
+    if len(sys.argv) != 4 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     main(*sys.argv[1:])
