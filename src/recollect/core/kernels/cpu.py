@@ -1,8 +1,8 @@
 """Attention kernels for CPUs: numba loops, shared out over threads by runs of tokens.
 
 Threads are plain Python threads around loops that release the interpreter lock, as many as
-``torch.get_num_threads()``: numba's own layers cannot be entered from two threads at once, and their
-idle threads would compete with torch's.
+``torch.get_num_threads()``: numba's own threads cannot be used from two threads at once, and would
+compete with torch's while idle.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from recollect.core.codecs.affine import PackedKV
 from recollect.core.kernels import cpu_loops
+from recollect.core.kernels.lanes import LANES
 
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -112,7 +113,8 @@ def _attend_rows(
         k_stride,
         v_offsets,
         v_stride,
-        (width, value_width),
+        value_width,
+        width,
         lengths,
         NO_FLOATS if bias is None else bias.detach().reshape(-1).float().numpy(),
         bias_offsets,
@@ -134,11 +136,11 @@ def _run(
     queries = arguments[0]
     assert isinstance(queries, np.ndarray)
     segments, rows, _ = queries.shape
-    out = np.empty((len(units), rows, value_width), np.float32)
-    top, total = np.empty((2, len(units), rows), np.float32)
+    out = np.empty((len(units), rows, _padded(value_width)), np.float32)
+    top, mass = np.empty((2, len(units), rows), np.float32)
     threads = 1 if elements < ALONE else min(torch.get_num_threads(), len(units))
     if threads <= 1:
-        loop(*arguments, units, 0, len(units), out, top, total)
+        loop(*arguments, units, 0, len(units), out, top, mass)
     else:
         waiting = deque(range(len(units)))
 
@@ -148,18 +150,18 @@ def _run(
                     u = waiting.popleft()
                 except IndexError:
                     return
-                loop(*arguments, units, u, u + 1, out, top, total)
+                loop(*arguments, units, u, u + 1, out, top, mass)
 
         helpers = [_pool().submit(work) for _ in range(threads - 1)]
         work()
         for helper in helpers:
             helper.result()
-    merged = np.empty((segments, rows, value_width), np.float32)
+    merged = np.empty((segments, rows, out.shape[2]), np.float32)
     lse = np.empty((segments, rows), np.float32)
-    cpu_loops.reduce_units(units, out, top, total, merged, lse)
+    cpu_loops.reduce_units(units, out, top, mass, merged, lse)
     shape = q.shape[:3]
     return (
-        torch.from_numpy(merged).view(*shape, value_width).to(q.dtype),
+        torch.from_numpy(merged)[..., :value_width].to(q.dtype).reshape(*shape, value_width),
         torch.from_numpy(lse).view(shape),
     )
 
@@ -175,9 +177,17 @@ def _units(lengths: np.ndarray, granule: int) -> np.ndarray:
 
 
 def _queries(q: torch.Tensor, segments: int, scale: float) -> np.ndarray:
-    """Scaled float32 queries (B*K, G*Q, D): row g * Q + i is query i of head g of its group."""
-    scaled = q.detach().to(torch.float32, memory_format=torch.contiguous_format) * scale
-    return scaled.contiguous().view(segments, -1, q.shape[-1]).numpy()
+    """Scaled float32 queries (B*K, G*Q, D): row g * Q + i is query i of head g of its group.
+
+    Widths are rounded up to whole vectors with zeros.
+    """
+    width = q.shape[-1]
+    rows = q.detach().reshape(segments, -1, width).float() * scale
+    return torch.nn.functional.pad(rows, (0, _padded(width) - width)).numpy()
+
+
+def _padded(width: int) -> int:
+    return -(-width // LANES) * LANES
 
 
 def _flat(x: torch.Tensor) -> np.ndarray:

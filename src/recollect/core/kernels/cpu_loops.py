@@ -6,15 +6,33 @@ update the running softmax, add the weighted values. Every function is compiled 
 only, whatever the dtype or number of bits, because compile time is paid by a user's first step.
 """
 
+# mypy: allow-untyped-defs
 from __future__ import annotations
 
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+
+from recollect.core.kernels.lanes import (
+    LANES,
+    add,
+    bfloat16,
+    exp,
+    float16,
+    highest,
+    larger,
+    load,
+    load_bfloat16,
+    load_codes,
+    load_float16,
+    multiply,
+    multiply_add,
+    splat,
+    store,
+    store_totals,
+    total,
+)
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 TILE = 32  # tokens; a float32 tile of width 128 fills a third of a 48 KiB first-level cache
@@ -26,91 +44,78 @@ COMPILE: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
 }
-EXACT: dict[str, Any] = {**COMPILE, "fastmath": {"contract"}}
 
 
 @numba.njit(**COMPILE)
 def attend_rows(
-    q, floats, halves, kind, k_offsets, k_stride, v_offsets, v_stride, widths, lengths,
-    bias, bias_offsets, new, units, first_unit, last_unit, out, top, total,
+    q, floats, halves, kind, k_offsets, k_stride, v_offsets, v_stride, value_width, width, lengths,
+    bias, bias_offsets, new, units, first_unit, last_unit, out, top, mass,
 ):  # fmt: skip
-    """Attend to rows of floats (or of 16-bit `halves`, by `kind`).
+    """Attend to rows of floats (or of 16-bit `halves`, by `kind`); both are (keys, values).
 
-    q (S, R, D) is scaled already; row r is query ``r % new`` of its head. Token t of segment s lies at
-    ``offsets[s] + t * stride`` of the flat keys or values, and `bias` at ``bias_offsets[s] + t``, if
-    there is any. With ``new = 0`` every row sees every token. Partial results go to
-    out (units, R, Dv), top and total (units, R).
+    q (S, R, D) is scaled; row r is query ``r % new`` of its head. Token t of segment s lies at
+    ``offsets[s] + t * stride`` of the flat keys or values, and its bias, if there is any, at
+    ``bias_offsets[s] + t``. With ``new = 0`` every row sees every token. Partial results go to
+    out (units, R, Dv), top and mass (units, R). Widths of q and out are rounded up to LANES.
     """
-    rows, width, value_width = q.shape[1], widths[0], widths[1]
-    keys = np.zeros((TILE, width), np.float32)
-    values = np.zeros((TILE, value_width), np.float32)
-    logits = np.zeros((rows, TILE), np.float32)
+    rows = q.shape[1]
+    keys, values = _tile(width), _tile(value_width)
+    logits, shift = np.zeros((rows, TILE), np.float32), np.zeros(rows, np.float32)
     for u in range(first_unit, last_unit):
         segment, begin, end = units[u, 0], units[u, 1], units[u, 2]
-        _start(out[u], top[u], total[u])
+        k_start, v_start = k_offsets[segment], v_offsets[segment]
+        visible = lengths[segment] - new + 1
+        _start(out[u], top[u], mass[u])
         for t in range(begin, end, TILE):
             count = min(TILE, end - t)
-            _load(
-                keys, floats[0], halves[0], kind, k_offsets[segment] + t * k_stride, k_stride, count
-            )
-            _load(
-                values,
-                floats[1],
-                halves[1],
-                kind,
-                v_offsets[segment] + t * v_stride,
-                v_stride,
-                count,
-            )
+            start = k_start + t * k_stride
+            _load(keys, floats[0], halves[0], kind, start, k_stride, count, width)
+            start = v_start + t * v_stride
+            _load(values, floats[1], halves[1], kind, start, v_stride, count, value_width)
             _logits(logits, q[segment], keys, count)
             if len(bias):
                 _add_bias(logits, bias[bias_offsets[segment] + t :], count)
-            if new and t + count > lengths[segment] - new + 1:
-                _hide_future(logits, lengths[segment] - new + 1 - t, new, count)
-            _softmax(logits, top[u], total[u], out[u], count)
+            if new and t + count > visible:
+                _hide_future(logits, visible - t, new, count)
+            _softmax(logits, shift, top[u], mass[u], out[u], count)
             _accumulate(out[u], logits, values, count)
 
 
 @numba.njit(**COMPILE)
 def attend_packed(
     q, k_codes, k_scale, k_min, v_codes, v_scale, v_min, starts, group, value_group, bits_k, bits_v,
-    units, first_unit, last_unit, out, top, total,
+    units, first_unit, last_unit, out, top, mass,
 ):  # fmt: skip
     """Attend to affine codes; see `codecs.affine.PackedKV` for the arrays (fp16 as uint16).
 
-    Scale and minimum of a group of keys never touch a code: q · (c s + m) = (q s) · c + q · m, so they
-    are folded into a copy of the queries, once per group.
+    Scale and minimum of a group of keys never touch a code: q · (c s + m) = (q s) · c + q · m, so
+    they are folded into a copy of the queries, once per group.
     """
-    rows, width = q.shape[1], q.shape[2]
-    value_width = out.shape[2]
-    keys = np.zeros((TILE, width), np.float32)
-    values = np.zeros((TILE, value_width), np.float32)
-    logits = np.zeros((rows, TILE), np.float32)
-    scaled = np.zeros((rows, width), np.float32)
-    shift = np.zeros(rows, np.float32)
+    rows = q.shape[1]
+    plane = v_codes.shape[1]
+    keys, values = _tile(k_scale.shape[1]), _tile(plane * (8 // bits_v))
+    logits, shift = np.zeros((rows, TILE), np.float32), np.zeros(rows, np.float32)
+    scaled = np.zeros((rows, q.shape[2]), np.float32)
+    run = _common_divisor(plane, value_group)
     for u in range(first_unit, last_unit):
         segment, begin, end = units[u, 0], units[u, 1], units[u, 2]
-        _start(out[u], top[u], total[u])
-        for g in range(begin, end, group):
-            row = starts[segment] + g
+        _start(out[u], top[u], mass[u])
+        for row in range(starts[segment] + begin, starts[segment] + end, group):
             _fold(scaled, shift, q[segment], k_scale[row // group], k_min[row // group])
             for t in range(row, row + group, TILE):
                 count = min(TILE, row + group - t)
                 _unpack_keys(keys, k_codes[t:], bits_k, count)
                 _unpack_values(
-                    values, v_codes[t:], v_scale[t:], v_min[t:], value_group, bits_v, count
+                    values, v_codes[t:], v_scale[t:], v_min[t:], value_group, bits_v, count, run
                 )
                 _logits(logits, scaled, keys, count)
-                for r in range(rows):
-                    for i in range(count):
-                        logits[r, i] += shift[r]
-                _softmax(logits, top[u], total[u], out[u], count)
+                _softmax(logits, shift, top[u], mass[u], out[u], count)
                 _accumulate(out[u], logits, values, count)
 
 
 @numba.njit(**COMPILE)
-def reduce_units(units, out, top, total, merged, lse):
-    """Merge the partial results of each segment's units, which follow each other, in place."""
+def reduce_units(units, out, top, mass, merged, lse):
+    """Merge the partial results of each segment's units, which follow each other."""
     merged[:] = 0.0
     lse[:] = -np.inf
     u = 0
@@ -119,130 +124,154 @@ def reduce_units(units, out, top, total, merged, lse):
         while last < len(units) and units[last, 0] == segment:
             last += 1
         for r in range(merged.shape[1]):
-            highest = np.float32(-np.inf)
-            for w in range(u, last):
-                highest = max(highest, top[w, r])
-            if highest == -np.inf:
+            tallest = top[u:last, r].max()
+            if tallest == -np.inf:
                 continue
-            mass = np.float32(0.0)
+            whole, row = np.float32(0.0), merged[segment, r]
             for w in range(u, last):
-                factor = np.exp(top[w, r] - highest)
-                mass += factor * total[w, r]
-                for d in range(merged.shape[2]):
-                    merged[segment, r, d] += factor * out[w, r, d]
-            lse[segment, r] = highest + np.log(mass)
-            for d in range(merged.shape[2]):
-                merged[segment, r, d] /= mass
+                factor = np.float32(np.exp(top[w, r] - tallest))
+                whole += factor * mass[w, r]
+                part = out[w, r]
+                for d in range(len(row)):
+                    row[d] += factor * part[d]
+            lse[segment, r] = tallest + np.log(whole)
+            row /= whole
         u = last
 
 
-# -- tiles ---------------------------------------------------------------------------------------
+@numba.njit(**COMPILE)
+def _common_divisor(a, b):
+    while b:
+        a, b = b, a % b
+    return a
+
+
+# -- tiles: (TILE, width rounded up to LANES), zeros in the rest ----------------------------------
 
 
 @numba.njit(**COMPILE)
-def _load(tile, floats, halves, kind, start, stride, count):
-    width = tile.shape[1]
+def _tile(width):
+    return np.zeros((TILE, padded(width)), np.float32)
+
+
+@numba.njit(**COMPILE)
+def padded(width):
+    """Width rounded up to whole vectors."""
+    return (width + LANES - 1) // LANES * LANES
+
+
+@numba.njit(**COMPILE)
+def _load(tile, floats, halves, kind, start, stride, count, width):
+    even = width // LANES * LANES
     for i in range(count):
         row, first = tile[i], start + i * stride
         if kind == FLOAT32:
-            source = floats[first : first + width]
-            for d in range(width):
-                row[d] = source[d]
+            for d in range(0, even, LANES):
+                store(row, d, load(floats, first + d))
+            for d in range(even, width):
+                row[d] = floats[first + d]
         elif kind == BFLOAT16:
-            half = halves[first : first + width]
-            for d in range(width):
-                row[d] = _bfloat16(half[d])
+            for d in range(0, even, LANES):
+                store(row, d, load_bfloat16(halves, first + d))
+            for d in range(even, width):
+                row[d] = bfloat16(halves[first + d])
         else:
-            half = halves[first : first + width]
-            for d in range(width):
-                row[d] = _float16(half[d])
-    _clear(tile, count)
+            for d in range(0, even, LANES):
+                store(row, d, load_float16(halves, first + d))
+            for d in range(even, width):
+                row[d] = float16(halves[first + d])
 
 
 @numba.njit(**COMPILE)
 def _unpack_keys(tile, codes, bits, count):
-    width = tile.shape[1]
-    plane, mask = width * bits // 8, np.int32((1 << bits) - 1)
-    for i in range(count):
-        source = codes[i]
-        for p in range(8 // bits):
-            row, shift = tile[i, p * plane : (p + 1) * plane], np.int32(p * bits)
-            for d in range(plane):
-                row[d] = np.float32((np.int32(source[d]) >> shift) & mask)
-    _clear(tile, count)
+    plane, width, mask = codes.shape[1], tile.shape[1], np.int32((1 << bits) - 1)
+    even = plane // LANES * LANES
+    for p in range(8 // bits):
+        shift = np.int32(p * bits)
+        for i in range(count):
+            source, target = i * plane, i * width + p * plane
+            for d in range(0, even, LANES):
+                store(tile, target + d, load_codes(codes, source + d, shift, mask))
+            for d in range(even, plane):
+                tile[i, p * plane + d] = (np.int32(codes[i, d]) >> shift) & mask
 
 
 @numba.njit(**COMPILE)
-def _unpack_values(tile, codes, scales, minima, group, bits, count):
-    width = tile.shape[1]
-    plane, mask = width * bits // 8, np.int32((1 << bits) - 1)
-    # Runs of channels that share both a bit plane and a group.
-    run = plane
-    other = group
-    while other:
-        run, other = other, run % other
-    for i in range(count):
-        for first in range(0, width, run):
-            p = first // plane
-            source = codes[i, first - p * plane : first - p * plane + run]
-            row, shift = tile[i, first : first + run], np.int32(p * bits)
-            scale = _float16(scales[i, first // group])
-            minimum = _float16(minima[i, first // group])
-            for d in range(run):
-                row[d] = np.float32((np.int32(source[d]) >> shift) & mask) * scale + minimum
-    _clear(tile, count)
-
-
-@numba.njit(**COMPILE)
-def _clear(tile, count):
-    """Zero the rows that `_accumulate`, which takes four at a time, may read after the last."""
-    for i in range(count, min(len(tile), (count + 3) // 4 * 4)):
-        tile[i] = 0.0
+def _unpack_values(tile, codes, scales, minima, group, bits, count, run):
+    """Runs of `run` channels share both a bit plane and a group."""
+    plane, width, mask = codes.shape[1], tile.shape[1], np.int32((1 << bits) - 1)
+    even = run // LANES * LANES
+    for first in range(0, plane * (8 // bits), run):
+        p, g = first // plane, first // group
+        shift, skip = np.int32(p * bits), first - p * plane
+        for i in range(count):
+            scale, minimum = float16(scales[i, g]), float16(minima[i, g])
+            step, least = splat(scale), splat(minimum)
+            source, target = i * plane + skip, i * width + first
+            for d in range(0, even, LANES):
+                code = load_codes(codes, source + d, shift, mask)
+                store(tile, target + d, multiply_add(code, step, least))
+            for d in range(even, run):
+                code_ = np.float32((np.int32(codes[i, skip + d]) >> shift) & mask)
+                tile[i, first + d] = code_ * scale + minimum
 
 
 @numba.njit(**COMPILE)
 def _fold(scaled, shift, q, scale, minimum):
+    width = len(scale)
+    even = width // LANES * LANES
     for r in range(q.shape[0]):
-        source, target, dot = q[r], scaled[r], np.float32(0.0)
-        for d in range(q.shape[1]):
-            target[d] = source[d] * _float16(scale[d])
-            dot += source[d] * _float16(minimum[d])
+        source, target, sums = q[r], scaled[r], splat(np.float32(0.0))
+        for d in range(0, even, LANES):
+            x = load(source, d)
+            store(target, d, multiply(x, load_float16(scale, d)))
+            sums = multiply_add(x, load_float16(minimum, d), sums)
+        dot = total(sums)
+        for d in range(even, width):
+            target[d] = source[d] * float16(scale[d])
+            dot += source[d] * float16(minimum[d])
         shift[r] = dot
 
 
-# -- attention -----------------------------------------------------------------------------------
+# -- attention: query rows r two at a time, channels d LANES at a time ------------------------------
 
 
 @numba.njit(**COMPILE)
-def _start(out, top, total):
+def _start(out, top, mass):
     out[:] = 0.0
     top[:] = -np.inf
-    total[:] = 0.0
+    mass[:] = 0.0
 
 
 @numba.njit(**COMPILE)
 def _logits(logits, q, keys, count):
-    """logits (R, n) = q (R, D) · keys (n, D), four rows at a time so that a key is read once."""
+    """logits (R, n) = q (R, D) · keys (n, D)."""
     rows, width = q.shape
-    for r in range(0, rows - rows % 4, 4):
-        q0, q1, q2, q3 = q[r], q[r + 1], q[r + 2], q[r + 3]
-        for i in range(count):
-            key = keys[i]
-            s0 = s1 = s2 = s3 = np.float32(0.0)
-            for d in range(width):
-                x = key[d]
-                s0 += q0[d] * x
-                s1 += q1[d] * x
-                s2 += q2[d] * x
-                s3 += q3[d] * x
-            logits[r, i], logits[r + 1, i], logits[r + 2, i], logits[r + 3, i] = s0, s1, s2, s3
-    for r in range(rows - rows % 4, rows):
-        query = q[r]
-        for i in range(count):
-            key, s = keys[i], np.float32(0.0)
-            for d in range(width):
-                s += query[d] * key[d]
-            logits[r, i] = s
+    zero = splat(np.float32(0.0))
+    for r in range(0, rows - 1, 2):
+        p, q_ = q[r], q[r + 1]
+        for i in range(0, count, 4):
+            k0, k1, k2, k3 = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
+            a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
+            for d in range(0, width, LANES):
+                a, b = load(p, d), load(q_, d)
+                x0, x1, x2, x3 = load(k0, d), load(k1, d), load(k2, d), load(k3, d)
+                a0, b0 = multiply_add(a, x0, a0), multiply_add(b, x0, b0)
+                a1, b1 = multiply_add(a, x1, a1), multiply_add(b, x1, b1)
+                a2, b2 = multiply_add(a, x2, a2), multiply_add(b, x2, b2)
+                a3, b3 = multiply_add(a, x3, a3), multiply_add(b, x3, b3)
+            store_totals(logits[r], i, a0, a1, a2, a3)
+            store_totals(logits[r + 1], i, b0, b1, b2, b3)
+    if rows % 2:
+        p = q[rows - 1]
+        for i in range(0, count, 4):
+            k0, k1, k2, k3 = keys[i], keys[i + 1], keys[i + 2], keys[i + 3]
+            a0 = a1 = a2 = a3 = zero
+            for d in range(0, width, LANES):
+                a = load(p, d)
+                a0, a1 = multiply_add(a, load(k0, d), a0), multiply_add(a, load(k1, d), a1)
+                a2, a3 = multiply_add(a, load(k2, d), a2), multiply_add(a, load(k3, d), a3)
+            store_totals(logits[rows - 1], i, a0, a1, a2, a3)
 
 
 @numba.njit(**COMPILE)
@@ -256,115 +285,75 @@ def _add_bias(logits, bias, count):
 def _hide_future(logits, visible, new, count):
     """Query 0 sees the first `visible` tokens of the tile, each later query one more."""
     for r in range(logits.shape[0]):
-        for i in range(max(0, visible + r % new), count):
-            logits[r, i] = -np.inf
+        logits[r, max(0, visible + r % new) : count] = -np.inf
 
 
 @numba.njit(**COMPILE)
-def _softmax(logits, top, total, out, count):
-    """Turn logits into weights relative to the highest so far, and rescale what was summed before."""
-    padded = (count + 3) // 4 * 4
+def _softmax(logits, shift, top, mass, out, count):
+    """Turn logits + shift into weights relative to the highest so far; rescale earlier sums."""
     for r in range(logits.shape[0]):
         row = logits[r]
-        highest = _highest(row, count, top[r])
-        if highest == -np.inf:
-            row[:padded] = 0.0
+        row[count:] = -np.inf
+        peak = load(row, 0)
+        for i in range(LANES, TILE, LANES):
+            peak = larger(peak, load(row, i))
+        tallest = highest(peak) + shift[r]
+        if tallest == -np.inf:
+            row[:] = 0.0
             continue
-        if highest > top[r]:
-            factor = np.float32(0.0) if top[r] == -np.inf else np.exp(top[r] - highest)
-            top[r] = highest
-            total[r] *= factor
-            before = out[r]
-            for d in range(len(before)):
-                before[d] *= factor
-        for i in range(count):
-            row[i] = _exp(row[i] - highest)
-        row[count:padded] = 0.0
-        mass = np.float32(0.0)
-        for i in range(count):
-            mass += row[i]
-        total[r] += mass
-
-
-@numba.njit(**{**COMPILE, "fastmath": {"nnan", "nsz"}})
-def _highest(row, count, highest):
-    for i in range(count):
-        if row[i] > highest:
-            highest = row[i]
-    return highest
+        if tallest > top[r]:
+            factor = np.float32(np.exp(top[r] - tallest))
+            top[r] = tallest
+            mass[r] *= factor
+            before, factors = out[r], splat(factor)
+            for d in range(0, len(before), LANES):
+                store(before, d, multiply(load(before, d), factors))
+        offset, sums = splat(shift[r] - top[r]), splat(np.float32(0.0))
+        for i in range(0, TILE, LANES):
+            weights = exp(add(load(row, i), offset))
+            store(row, i, weights)
+            sums = add(sums, weights)
+        mass[r] += total(sums)
+        row[count:] = 0.0
 
 
 @numba.njit(**COMPILE)
 def _accumulate(out, weights, values, count):
-    """out (R, Dv) += weights (R, n) · values (n, Dv), two rows and four tokens at a time."""
+    """out (R, Dv) += weights (R, n) · values (n, Dv).
+
+    Eight sums at once (two rows, two vectors, even and odd tokens) hide the latency of adding.
+    """
     rows, width = out.shape
-    for i in range(0, count, 4):
-        v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-        for r in range(0, rows - rows % 2, 2):
-            a, b = out[r], out[r + 1]
-            a0, a1, a2, a3 = weights[r, i], weights[r, i + 1], weights[r, i + 2], weights[r, i + 3]
-            r1 = r + 1
-            b0, b1 = weights[r1, i], weights[r1, i + 1]
-            b2, b3 = weights[r1, i + 2], weights[r1, i + 3]
-            for d in range(width):
-                x0, x1, x2, x3 = v0[d], v1[d], v2[d], v3[d]
-                a[d] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-                b[d] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-        if rows % 2:
-            r = rows - 1
-            a = out[r]
-            a0, a1, a2, a3 = weights[r, i], weights[r, i + 1], weights[r, i + 2], weights[r, i + 3]
-            for d in range(width):
-                a[d] += a0 * v0[d] + a1 * v1[d] + a2 * v2[d] + a3 * v3[d]
-
-
-# -- numbers -------------------------------------------------------------------------------------
-
-
-@intrinsic
-def _float16(typing_context, bits):
-    """Float32 value of the uint16 bits of a half."""
-
-    def build(context, builder, signature, arguments):
-        half = builder.bitcast(arguments[0], ir.HalfType())
-        return builder.fpext(half, ir.FloatType())
-
-    return types.float32(types.uint16), build
-
-
-@intrinsic
-def _bfloat16(typing_context, bits):
-    """Float32 value of the uint16 bits of a bfloat16: the upper half of a float32."""
-
-    def build(context, builder, signature, arguments):
-        word = builder.zext(arguments[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(word, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
-
-    return types.float32(types.uint16), build
-
-
-@intrinsic
-def _power_of_two(typing_context, exponent):
-    """2.0 ** exponent for an int32 in -126 … 127, by writing the exponent bits."""
-
-    def build(context, builder, signature, arguments):
-        biased = builder.add(arguments[0], ir.Constant(ir.IntType(32), 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(ir.IntType(32), 23)), ir.FloatType())
-
-    return types.float32(types.int32), build
-
-
-@numba.njit(**EXACT)
-def _exp(x):
-    """exp(x) for x <= 0 within 2e-7 relative, in arithmetic that vectorizes (numpy's does not)."""
-    x = max(x, np.float32(-87.0))
-    n = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
-    f = np.float32(n)
-    r = x - f * np.float32(0.693359375) + f * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + np.float32(1.0)) * _power_of_two(n)
+    even = width // (2 * LANES) * (2 * LANES)
+    zero = splat(np.float32(0.0))
+    if count % 2:
+        values[count] = 0.0
+    for r in range(0, rows - 1, 2):
+        for d in range(0, even, 2 * LANES):
+            p, q = r * width + d, (r + 1) * width + d
+            a0, a1, b0, b1 = load(out, p), load(out, p + LANES), load(out, q), load(out, q + LANES)
+            c0 = c1 = d0 = d1 = zero
+            for i in range(0, count, 2):
+                x = i * width + d
+                x0, x1 = load(values, x), load(values, x + LANES)
+                w, z = splat(weights[r, i]), splat(weights[r + 1, i])
+                a0, a1 = multiply_add(w, x0, a0), multiply_add(w, x1, a1)
+                b0, b1 = multiply_add(z, x0, b0), multiply_add(z, x1, b1)
+                x += width
+                x0, x1 = load(values, x), load(values, x + LANES)
+                w, z = splat(weights[r, i + 1]), splat(weights[r + 1, i + 1])
+                c0, c1 = multiply_add(w, x0, c0), multiply_add(w, x1, c1)
+                d0, d1 = multiply_add(z, x0, d0), multiply_add(z, x1, d1)
+            store(out, p, add(a0, c0))
+            store(out, p + LANES, add(a1, c1))
+            store(out, q, add(b0, d0))
+            store(out, q + LANES, add(b1, d1))
+    for r in range(rows):
+        last_alone = r == rows - 1 and rows % 2 == 1
+        for d in range(0 if last_alone else even, width, LANES):
+            a0, a1 = load(out, r * width + d), zero
+            for i in range(0, count, 2):
+                x = i * width + d
+                a0 = multiply_add(splat(weights[r, i]), load(values, x), a0)
+                a1 = multiply_add(splat(weights[r, i + 1]), load(values, x + width), a1)
+            store(out, r * width + d, add(a0, a1))
