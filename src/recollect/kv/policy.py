@@ -6,7 +6,7 @@ It is what a composition of recipes becomes, and it goes to one line of YAML and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from recollect.core.budgets import check_keep
@@ -71,6 +71,10 @@ class KVPolicy:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        if isinstance(self.keep, int) and self.keep == 1:
+            raise RecipeError(
+                "keep=1 is ambiguous: write 1.0 for everything, or more tokens than one"
+            )
         if self.keep != 1.0 and self.score is None and self.merge is None:
             raise RecipeError(
                 f"keep={self.keep} but nothing here drops tokens; leave keep out, or add a score, "
@@ -133,7 +137,8 @@ def policy(spec: str | Composition | KVPolicy, **arguments: Any) -> KVPolicy:
 
     Args:
         spec: a recipe name, ``"a + b(x=1)"``, a line of YAML, a composition, or a policy.
-        arguments: `keep` and any parameter of the recipes' stages.
+        arguments: `keep`, any parameter of the recipes' stages, or a whole stage by its kind, e.g.
+            ``schedule=PerBlock()``.
 
     Raises:
         RecipeError: unknown name or argument, or recipes that do not compose.
@@ -160,9 +165,16 @@ def stages_of(value: KVPolicy) -> dict[str, Any]:
 
 
 def _with(composition: Composition, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in arguments.items() if name != "keep"}
-    keep = {"keep": arguments["keep"]} if "keep" in arguments else {}
-    return {**composition.with_arguments(rest).stages, **keep}
+    """Stages of a composition with whole stages and then single parameters replaced, and `keep`."""
+    kinds = {f.name for f in fields(KVPolicy)}
+    whole = {kind: value for kind, value in arguments.items() if kind in kinds}
+    rest = {name: value for name, value in arguments.items() if name not in kinds}
+    for kind, value in whole.items():
+        if kind != "keep" and not is_dataclass(value):
+            raise RecipeError(f"{kind} is a stage such as those in recollect.kv, not {value!r}")
+    keep = {"keep": whole.pop("keep")} if "keep" in whole else {}
+    changed = replace(composition, changed={**composition.changed, **whole})
+    return {**changed.with_arguments(rest).stages, **keep}
 
 
 def _read_stage(kind: str, value: Any) -> Any:
