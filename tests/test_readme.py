@@ -1,0 +1,31 @@
+"""Every Python block of the README and the docs runs, in order, as a reader would run it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md"]
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_blocks_run(page):
+    found = blocks(page)
+    assert len(found) >= 5
+    namespace: dict = {}
+    for number, block in enumerate(found, 1):
+        try:
+            exec(compile(block, f"{page}, block {number}", "exec"), namespace)
+        except Exception as error:
+            raise AssertionError(f"{page}, block {number}: {error}\n{block}") from error
+
+
+def test_files_the_readme_points_to_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
