@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recollect.evaluate.statistics import bootstrap, estimate, stratified, wilson
+from recollect.evaluate.statistics import average, bootstrap, estimate, wilson
 
 
 def test_wilson_matches_the_textbook():
@@ -27,7 +27,7 @@ def test_all_right_in_few_cases_is_not_certain():
 def test_the_interval_holds_the_mean(values):
     found = estimate(values)
     assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
-    assert found.count == len(values)
+    assert found.cases == len(values)
 
 
 def test_more_cases_make_it_narrower():
@@ -40,4 +40,11 @@ def test_the_same_values_give_the_same_interval():
 
 
 def test_tasks_weigh_alike_whatever_their_number_of_cases():
-    assert stratified([[1.0] * 10, [0.0]]).mean == pytest.approx(0.5)
+    assert average([estimate([1.0] * 10), estimate([0.0])]).mean == pytest.approx(0.5)
+
+
+def test_an_average_of_zeros_is_not_certain_and_narrower_than_its_parts():
+    part = estimate([0.0] * 6)
+    both = average([part, part, part])
+    assert both.low == both.mean == 0.0
+    assert 0.0 < both.high < part.high

@@ -156,20 +156,23 @@ def _with_bar(subject: Any, settings: Any, folder: Path) -> list[dict[str, Any]]
         TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=err, refresh_per_second=4) as bar:
-        line = bar.add_task("measuring", total=None)
+    bar = Progress(*columns, console=err, refresh_per_second=4)
+    line = bar.add_task("measuring", total=None)
 
-        def notify(state: runs.Progress, record: dict[str, Any] | None) -> None:
-            what = "" if record is None else str(record.get("task", "speed"))
-            bar.update(line, total=state.total, completed=state.done,
-                       description=f"measuring {what:14.14}")  # fmt: skip
+    def notify(state: runs.Progress, record: dict[str, Any] | None) -> None:
+        bar.start()  # not before something was measured: errors come without a bar
+        what = "" if record is None else str(record.get("task", "speed"))
+        bar.update(line, total=state.total, completed=state.done,
+                   description=f"measuring {what:14.14}")  # fmt: skip
 
-        try:
-            return runs.run(
-                subject, settings, folder,
-                command=command_line(), progress=runs.Progress(notify=notify),
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            bar.stop()
-            err.print("stopped; what is measured is kept, the same command goes on with it")
-            raise
+    try:
+        return runs.run(
+            subject, settings, folder,
+            command=command_line(), progress=runs.Progress(notify=notify),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        bar.stop()
+        err.print("stopped; what is measured is kept, the same command goes on with it")
+        raise
+    finally:
+        bar.stop()

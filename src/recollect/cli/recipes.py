@@ -52,14 +52,12 @@ def _as_dict(recipe: Any) -> dict[str, Any]:
 def _list(found: list[Any]) -> None:
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("recipe", no_wrap=True)
-    table.add_column("decides", no_wrap=True)
     table.add_column("what it does", ratio=1)
     table.add_column("paper", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for recipe in found:
-        decides = ", ".join({**recipe.fallback, **recipe.stages}) or "–"
-        paper = recipe.authors + (f" · {recipe.arxiv}" if recipe.arxiv else "")
-        table.add_row(f"[bold]{recipe.name}[/bold]", decides, recipe.summary, paper, recipe.status)
+        paper = recipe.authors + (f"\n{recipe.arxiv}" if recipe.arxiv else "")
+        table.add_row(f"[bold]{recipe.name}[/bold]", recipe.summary, paper, recipe.status)
     out.print(table)
 
 

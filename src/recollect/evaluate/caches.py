@@ -38,8 +38,8 @@ class HostCache(DynamicCache):
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        tensors = [t for layer in self.layers for t in (layer.keys, layer.values)]
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        held = (getattr(layer, name, None) for layer in self.layers for name in ("keys", "values"))
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
 
     @property
     def dense_nbytes(self) -> int:

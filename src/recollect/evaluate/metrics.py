@@ -17,7 +17,7 @@ class Metric:
     """One measure as reports show it.
 
     Attributes:
-        name, title: in records and on charts.
+        name, title, short: in records, on charts, in tables.
         higher_is_better: the direction.
         bounds: its natural range; None where it has no end.
         hint: one line that explains it.
@@ -25,6 +25,7 @@ class Metric:
 
     name: str
     title: str
+    short: str
     higher_is_better: bool
     bounds: tuple[float | None, float | None]
     hint: str
@@ -33,13 +34,13 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("tokens", "Answer tokens right", True, (0.0, 1.0),
+        Metric("tokens", "Answer tokens right", "Tokens right", True, (0.0, 1.0),
                "share of answer tokens that greedy decoding gets right, given those before"),
-        Metric("exact", "Exact answers", True, (0.0, 1.0),
+        Metric("exact", "Exact answers", "Exact", True, (0.0, 1.0),
                "share of answers in which every token is right"),
-        Metric("logprob", "Log-probability", True, (None, 0.0),
+        Metric("logprob", "Log-probability", "Log-prob.", True, (None, 0.0),
                "mean log-probability of the right answer's tokens, in nats"),
-        Metric("kl", "Divergence from the full cache", False, (0.0, None),
+        Metric("kl", "Divergence from the full cache", "KL to full", False, (0.0, None),
                "mean KL divergence of the next-token distribution from the full cache's, in nats"),
     )
 }  # fmt: skip

@@ -18,13 +18,13 @@ class Estimate(NamedTuple):
     Attributes:
         mean: of the values.
         low, high: ends of the interval.
-        count: number of values.
+        cases: number of values.
     """
 
     mean: float
     low: float
     high: float
-    count: int
+    cases: int
 
 
 def wilson(right: int, count: int) -> Estimate:
@@ -39,20 +39,10 @@ def wilson(right: int, count: int) -> Estimate:
 
 def bootstrap(values: Sequence[float], draws: int = _DRAWS) -> Estimate:
     """Mean of values, with a percentile bootstrap interval; the same values give the same."""
-    return stratified([values], draws)
-
-
-def stratified(groups: Sequence[Sequence[float]], draws: int = _DRAWS) -> Estimate:
-    """Mean of the groups' means, cases redrawn inside each group (tasks are not a sample)."""
-    arrays = [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
-    rng = np.random.default_rng(0)
-    total = np.zeros(draws)
-    for array in arrays:
-        picks = rng.integers(0, len(array), size=(draws, len(array)))
-        total += array[picks].mean(axis=1)
-    low, high = np.percentile(total / len(arrays), [2.5, 97.5])
-    center = float(np.mean([array.mean() for array in arrays]))
-    return Estimate(center, float(low), float(high), sum(len(array) for array in arrays))
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(0, len(array), size=(draws, len(array)))
+    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    return Estimate(float(array.mean()), float(low), float(high), len(array))
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -60,3 +50,15 @@ def estimate(values: Sequence[float]) -> Estimate:
     if all(value in (0.0, 1.0) for value in values):
         return wilson(round(sum(values)), len(values))
     return bootstrap(values)
+
+
+def average(parts: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates that weigh alike, e.g. of several tasks.
+
+    Their distances to the mean add up in squares (MOVER, Zou and Donner 2008), so that an average
+    of intervals which are honest at 0 and 1 is honest there too.
+    """
+    mean = sum(part.mean for part in parts) / len(parts)
+    below = math.sqrt(sum((part.mean - part.low) ** 2 for part in parts)) / len(parts)
+    above = math.sqrt(sum((part.high - part.mean) ** 2 for part in parts)) / len(parts)
+    return Estimate(mean, mean - below, mean + above, sum(part.cases for part in parts))

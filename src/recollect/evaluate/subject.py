@@ -85,7 +85,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> Subject:
         raise HostError(f"'{name}' is not a checkpoint folder: it has no config.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype])
         model = model.to(device).eval()
     except Exception as error:  # transformers, safetensors and the hub raise whatever they like
         raise HostError(f"cannot load '{name}': {_first_line(error)}") from error

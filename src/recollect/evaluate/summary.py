@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recollect.evaluate.caches import HOST, Variant
-from recollect.evaluate.statistics import Estimate, estimate, stratified
+from recollect.evaluate.statistics import Estimate, average, estimate
 
 AVERAGE = "average"
 Record = dict[str, Any]
@@ -70,7 +70,11 @@ def points(
         values[variant][record["task"]].append(value)
         ratios[variant].append(record["nbytes"] / record["dense_nbytes"])
     return [
-        Point(variant, plain.fmean(ratios[variant]), _value(list(groups.values())))
+        Point(
+            variant,
+            plain.fmean(ratios[variant]),
+            average([estimate(group) for group in groups.values()]),
+        )
         for variant, groups in values.items()
     ]
 
@@ -128,7 +132,3 @@ def kept(records: Iterable[Record], mode: str) -> dict[Variant, tuple[int, list[
         for r in reversed(cases(records, mode))
         if "kept" in r
     }
-
-
-def _value(groups: list[list[float]]) -> Estimate:
-    return estimate(groups[0]) if len(groups) == 1 else stratified(groups)

@@ -42,7 +42,7 @@ class Look:
 
     @property
     def frame(self) -> Frame:
-        left, bottom = (58, 46) if self.axes else (44, 26)
+        left, bottom = (64, 46) if self.axes else (48, 26)
         return Frame(left, 14, self.width - 14, self.height - bottom)
 
 
@@ -74,17 +74,17 @@ def speed(points: Sequence[Point], numbers: dict[str, int], look: Look) -> str:
 def heat_map(seen: int, kept: Sequence[Sequence[float]]) -> str:
     """Share of tokens kept by every layer (down) and head (across)."""
     heads = max(len(row) for row in kept)
-    cell_w = max(10.0, min(46.0, 300 / heads))
-    cell_h = max(9.0, min(26.0, 330 / len(kept)))
-    left, top = 26.0, 16.0
-    numbered = cell_w >= 34 and cell_h >= 16
+    cell_w = max(8.0, min(42.0, 210 / heads))
+    cell_h = max(8.0, min(22.0, 330 / len(kept)))
+    left, top = 22.0, 16.0
+    numbered = cell_w >= 28 and cell_h >= 16
     step = max(1, math.ceil(len(kept) / 16))
     parts = []
     for layer, row in enumerate(kept):
         y = top + layer * cell_h
         if layer % step == 0:
             parts.append(text(left - 6, y + cell_h / 2 + 3.5, str(layer), text_anchor="end",
-                              class_="tick"))  # fmt: skip
+                              class_="hint"))  # fmt: skip
         for head, count in enumerate(row):
             share = count / seen
             parts.append(tag("rect", x=left + head * cell_w, y=y, width=cell_w - 1.5,
@@ -95,8 +95,8 @@ def heat_map(seen: int, kept: Sequence[Sequence[float]]) -> str:
                 parts.append(text(left + (head + 0.5) * cell_w - 0.7, y + cell_h / 2 + 3.5,
                     f"{100 * share:.0f}", text_anchor="middle",
                     class_="on-cell" + (" deep" if share > 0.55 else "")))  # fmt: skip
-    width, height = left + heads * cell_w + 2, top + len(kept) * cell_h + 2
-    caption = text(left, 10, "head →", class_="tick")
+    width, height = max(left + heads * cell_w + 2, 90), top + len(kept) * cell_h + 2
+    caption = text(left, 10, "head →", class_="hint")
     label = f"kept tokens of {len(kept)} layers and {heads} heads"
     return picture(width, height, label, caption, *parts, class_="heat")
 
@@ -135,7 +135,7 @@ def _against_bytes(
         parts.append(text((frame.left + frame.right) / 2, look.height - 8, "bytes held, of the "
                           "host's cache", text_anchor="middle", class_="title"))  # fmt: skip
         parts.append(text(0, 0, y_title, text_anchor="middle", class_="title",
-                          transform=f"translate(15 {middle:.0f}) rotate(-90)"))  # fmt: skip
+                          transform=f"translate(17 {middle:.0f}) rotate(-90)"))  # fmt: skip
     parts += _reference(points, frame, y, reference)
     by_recipe: dict[str, list[Point]] = defaultdict(list)
     for point in points:
@@ -201,7 +201,7 @@ def tip(variant: Variant, point: Point, form: str, what: str) -> str:
     digits = ".1%" if form == ".0%" else ".3g"
     return (
         f"{variant.label}\n{what}: {value.mean:{digits}} "
-        f"({value.low:{digits}} to {value.high:{digits}}, n={value.count})\n"
+        f"({value.low:{digits}} to {value.high:{digits}}, n={value.cases})\n"
         f"bytes: {point.bytes_ratio:.1%} of the host's"
     )
 

@@ -75,6 +75,7 @@ def _content(about: dict[str, Any], records: Sequence[Record], markup: Any) -> d
                 "mode": mode,
                 "metric": metric.name,
                 "svg": markup(_chart(records, numbers, mode, metric, AVERAGE, charts.LARGE)),
+                "small": markup(_chart(records, numbers, mode, metric, AVERAGE, charts.SMALL)),
             }
             for mode, metric in views
         ],
@@ -95,7 +96,11 @@ def _content(about: dict[str, Any], records: Sequence[Record], markup: Any) -> d
             for mode, metric in views
         ],
         "speeds": [
-            {"title": f"{length:,} tokens", "svg": markup(_speed_chart(speeds, numbers, length))}
+            {
+                "title": f"{length:,} tokens",
+                "svg": markup(_speed_chart(speeds, numbers, length, charts.LARGE)),
+                "small": markup(_speed_chart(speeds, numbers, length, charts.SMALL)),
+            }
             for length in sorted({s.length for s in speeds})
         ],
         "heats": [{"mode": mode, "charts": _heats(records, mode, markup)} for mode in modes],
@@ -122,9 +127,11 @@ def _chart(
     return charts.frontier(its, metric, numbers, look) if its else ""
 
 
-def _speed_chart(speeds: Sequence[Speed], numbers: dict[str, int], length: int) -> str:
+def _speed_chart(
+    speeds: Sequence[Speed], numbers: dict[str, int], length: int, look: charts.Look
+) -> str:
     its = [Point(s.variant, s.bytes_ratio, s.decode) for s in speeds if s.length == length]
-    return charts.speed(its, numbers, charts.LARGE)
+    return charts.speed(its, numbers, look)
 
 
 def _note(records: Sequence[Record], mode: str, metric: Metric, task: str) -> str:
@@ -137,11 +144,14 @@ def _note(records: Sequence[Record], mode: str, metric: Metric, task: str) -> st
 
 
 def _heats(records: Sequence[Record], mode: str, markup: Any) -> list[dict[str, Any]]:
-    return [
-        {"title": variant.label, "svg": markup(charts.heat_map(seen, kept))}
-        for variant, (seen, kept) in reversed(summary.kept(records, mode).items())
-        if variant.recipe not in BASELINES
-    ]
+    """One row of heat maps per recipe, from the largest keep to the smallest."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for variant, (seen, kept) in reversed(summary.kept(records, mode).items()):
+        if variant.recipe not in BASELINES:
+            rows.setdefault(variant.recipe, []).append(
+                {"keep": f"keep {variant.keep:g}", "svg": markup(charts.heat_map(seen, kept))}
+            )
+    return [{"title": recipe, "maps": maps} for recipe, maps in rows.items()]
 
 
 def _subtitle(about: dict[str, Any], records: Sequence[Record]) -> str:

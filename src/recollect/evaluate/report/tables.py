@@ -28,8 +28,8 @@ def numbers(
         m.name: {p.variant: p for p in points(records, metric=m.name, mode=mode)} for m in metrics
     }
     fast = {s.variant: s for s in speeds}  # the longest context wins
-    headings = ["Recipe", "Keep", "Bytes", *(m.title for m in metrics)]
-    headings += ["Decode speed", "Prefill time"] if fast else []
+    headings = ["Recipe", "Keep", "Bytes", *(m.short for m in metrics)]
+    headings += ["Decode", "Prefill"] if fast else []
     rows = []
     for variant, point in by_metric[metrics[0].name].items():
         cells = [
