@@ -22,6 +22,10 @@ def test_all_right_in_few_cases_is_not_certain():
     assert found.low < 0.6
 
 
+def test_measures_that_are_no_shares_are_certain_when_all_alike():
+    assert estimate([0.0] * 5, share=False)[:3] == (0.0, 0.0, 0.0)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
 def test_the_interval_holds_the_mean(values):

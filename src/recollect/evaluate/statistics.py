@@ -45,9 +45,13 @@ def bootstrap(values: Sequence[float], draws: int = _DRAWS) -> Estimate:
     return Estimate(float(array.mean()), float(low), float(high), len(array))
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Wilson's interval for right-or-wrong values, the bootstrap's for graded ones."""
-    if all(value in (0.0, 1.0) for value in values):
+def estimate(values: Sequence[float], *, share: bool = True) -> Estimate:
+    """Wilson's interval for right-or-wrong values, the bootstrap's for graded ones.
+
+    Args:
+        share: whether values are shares in [0, 1] at all.
+    """
+    if share and all(value in (0.0, 1.0) for value in values):
         return wilson(round(sum(values)), len(values))
     return bootstrap(values)
 

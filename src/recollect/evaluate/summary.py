@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recollect.evaluate.caches import HOST, Variant
+from recollect.evaluate.metrics import METRICS
 from recollect.evaluate.statistics import Estimate, average, estimate
 
 AVERAGE = "average"
@@ -60,6 +61,7 @@ def points(
 
     The average weighs every task alike and leaves out tasks that have no such metric.
     """
+    share = METRICS[metric].bounds == (0.0, 1.0)
     values: dict[Variant, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     ratios: dict[Variant, list[float]] = defaultdict(list)
     for record in cases(records, mode):
@@ -73,7 +75,7 @@ def points(
         Point(
             variant,
             plain.fmean(ratios[variant]),
-            average([estimate(group) for group in groups.values()]),
+            average([estimate(group, share=share) for group in groups.values()]),
         )
         for variant, groups in values.items()
     ]

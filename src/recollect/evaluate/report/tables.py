@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from recollect import recipe as registry
 from recollect.evaluate.caches import HOST, Variant
-from recollect.evaluate.metrics import METRICS, Metric
+from recollect.evaluate.metrics import Metric
 from recollect.evaluate.report.findings import BASELINES, MODE_WORDS
 from recollect.evaluate.summary import Record, Speed, modes, points
 
@@ -90,23 +90,23 @@ def _names(recipe: str) -> list[str]:
 def _ours(
     records: Sequence[Record], speeds: Sequence[Speed], metric: str, recipe: str
 ) -> list[str]:
-    """One line per keep: quality in each mode, bytes and speed."""
+    """One line per keep: bytes, quality in each mode (the full cache's in brackets), speed."""
     found: dict[Variant, list[str]] = {}
     ratios: dict[Variant, float] = {}
-    full: dict[str, float] = {}
     for mode in modes(records):
-        for point in points(records, metric=metric, mode=mode):
-            if point.variant.recipe == HOST:
-                full[mode] = point.value.mean
+        its = points(records, metric=metric, mode=mode)
+        full = next(p.value.mean for p in its if p.variant.recipe == HOST)
+        for point in its:
             if point.variant.recipe == recipe:
-                share = f"{point.value.mean:.0%} (full {full[mode]:.0%}), {MODE_WORDS[mode]}"
-                found.setdefault(point.variant, []).append(share)
+                quality = f"{point.value.mean:.0%} ({full:.0%}) {_SHORT_MODES[mode]}"
+                found.setdefault(point.variant, []).append(quality)
                 ratios[point.variant] = point.bytes_ratio
-    fast = {s.variant: s.decode.mean for s in speeds}
-    lines = []
-    for variant, shares in found.items():
-        line = f"{variant.label} – {ratios[variant]:.0%} of the bytes: {METRICS[metric].title} "
-        line = line.lower() if line.startswith("Answer") else line
-        speed = f"; decode {fast[variant]:.2f}×" if variant in fast else ""
-        lines.append(line + "; ".join(shares) + speed)
-    return lines
+    fast = {s.variant: f", decode {s.decode.mean:.2f}×" for s in speeds}
+    return [
+        f"{variant.label}, {ratios[variant]:.0%} of the bytes: {', '.join(qualities)}"
+        + fast.get(variant, "")
+        for variant, qualities in found.items()
+    ]
+
+
+_SHORT_MODES = {"agnostic": "unseen", "aware": "in view"}
