@@ -233,7 +233,7 @@ def _fold(scaled, shift, q, scale, minimum):
         shift[r] = dot
 
 
-# -- attention: query rows r two at a time, channels d LANES at a time ------------------------------
+# -- attention: rows r two at a time, channels d LANES at a time -----------------------------------
 
 
 @numba.njit(**COMPILE)

@@ -5,10 +5,10 @@ say directly what is meant, over `LANES` float32 at a time, and LLVM maps them t
 processor has (two AVX2 or four NEON registers serve as well as one of AVX-512).
 """
 
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
-import llvmlite.binding
+import llvmlite.binding  # type: ignore[import-untyped]
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
