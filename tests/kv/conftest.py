@@ -55,7 +55,7 @@ def arguments(gates):
     return {
         "snapkv": window,
         "adakv": window,
-        "pyramidkv": {**window, "floor": 8},
+        "pyramidkv": window,
         "kivi": {"recent": 16, "group": 16},
         "chelsea": {"recent": 8, "chunk": 16},
         "duo-attention": {"gates": gates, "recent": 16, "steps": 2},

@@ -111,3 +111,34 @@ def test_streaming_equals_a_fresh_pass_over_what_is_kept():
     kept = torch.cat([tokens[:, :4], tokens[:, 299 - 28 :]], 1)
     expected = model(input_ids=kept).logits[:, -1:]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "expected-attention"])
+def test_a_padded_batch_in_chunks_learns_its_padding(name, model, ids, arguments):
+    """The padding of the second row is longer than the first chunk."""
+    from recollect.kv.schedules import AfterPrefill
+
+    args = {**arguments.get(name, {}), "schedule": AfterPrefill()}
+    mask = torch.ones_like(ids)
+    mask[1, :37] = 0
+    with (
+        recollect.kv_cache(model, name, keep=0.5, **args) as together,
+        recollect.kv_cache(model, name, keep=0.5, **args) as alone,
+    ):
+        together.prefill(ids * mask, chunk=30, attention_mask=mask)
+        alone.prefill(ids[1:, 37:], chunk=83)
+        for a, b in zip(together.governed, alone.governed, strict=True):
+            assert a.padding.tolist() == [0, 37]
+            assert a.kept[1].tolist() == b.kept[0].tolist() == [41, 41]
+
+
+@torch.no_grad()
+def test_blocks_that_are_all_padding_are_refused(model, ids):
+    mask = torch.ones_like(ids)
+    mask[1, :37] = 0
+    with (
+        recollect.kv_cache(model, "knorm", keep=20, schedule=PerBlock()) as cache,
+        pytest.raises(recollect.HostError, match="larger chunks"),
+    ):
+        cache.prefill(ids * mask, chunk=30, attention_mask=mask)

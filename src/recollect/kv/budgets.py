@@ -20,8 +20,11 @@ from recollect.errors import RecipeError
 class LayerBudget:
     """Contract: tokens per head of every layer, summing to the mean times the layers."""
 
-    def tokens(self, keep: float | int, length: int, layers: int) -> list[int]:
-        """Tokens per head, layer by layer, for a sequence of `length` tokens."""
+    def tokens(self, keep: float | int, length: int, layers: int, window: int) -> list[int]:
+        """Tokens per head, layer by layer, for a sequence of `length` tokens.
+
+        `window` is how many recent tokens the score keeps anyway, in every layer.
+        """
         raise TypeError(f"{type(self).__name__} has no rule")  # every budget defines it
 
 
@@ -29,7 +32,7 @@ class LayerBudget:
 class UniformLayers(LayerBudget):
     """Every layer keeps the same."""
 
-    def tokens(self, keep: float | int, length: int, layers: int) -> list[int]:
+    def tokens(self, keep: float | int, length: int, layers: int, window: int) -> list[int]:
         return [budgets.count_kept(keep, length)] * layers
 
 
@@ -39,20 +42,17 @@ class PyramidLayers(LayerBudget):
 
     Attributes:
         beta: how steep: the last layer's scored part is the mean divided by beta.
-        floor: tokens the smallest layer keeps at least (the score's window, normally).
     """
 
     beta: float = 20.0
-    floor: int = 64
 
     def __post_init__(self) -> None:
         if self.beta < 1:
             raise RecipeError(f"beta must be at least 1, got {self.beta}")
 
-    def tokens(self, keep: float | int, length: int, layers: int) -> list[int]:
+    def tokens(self, keep: float | int, length: int, layers: int, window: int) -> list[int]:
         mean = budgets.count_kept(keep, length)
-        floor = min(self.floor, mean)
-        return budgets.pyramid_layers(mean, layers, length, floor, self.beta)
+        return budgets.pyramid_layers(mean, layers, length, min(window, mean), self.beta)
 
 
 @dataclass(frozen=True)

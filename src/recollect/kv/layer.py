@@ -54,7 +54,6 @@ class KVLayer(CacheLayerMixin):
     """A cache layer for transformers whose `update` returns handles instead of tensors."""
 
     is_sliding = False
-    is_croppable = True
     supports_early_init = False
 
     def __init__(self, plan: LayerPlan) -> None:
@@ -80,6 +79,11 @@ class KVLayer(CacheLayerMixin):
         self._pending: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # -- what transformers asks ------------------------------------------------------------------
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether `crop` leaves no trace: not where every step may evict something for good."""
+        return not (self.plan.drops and self.plan.policy.schedule.repeats)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -174,6 +178,8 @@ class KVLayer(CacheLayerMixin):
             out = host(module, query, k, v, mask, **options)
             self._timed(self._start, query, k, v, _scale(options, query))
             return out
+        if self.padding is not None and not self.dropped:
+            self._learn_more_padding(mask, k.shape[2])
         self.slab.append(k, v, self.seen - k.shape[2])
         out = attention.attend(self, module, query, mask, host, options)
         if not self._is_plain:
@@ -185,7 +191,11 @@ class KVLayer(CacheLayerMixin):
         self.deferred = False
         if self.slab is None or self._is_plain:
             return
-        queries = self.memory.queries if self.memory.queries is not None else self.slab.k[:0]
+        queries = self.memory.queries
+        if queries is None:
+            queries = self.slab.k.new_empty(
+                self.slab.batch, self.slab.heads, 0, self.slab.k.shape[-1]
+            )
         scale = self.slab.k.shape[-1] ** -0.5 if self._scale is None else self._scale
         self._timed(self._settle, self._chunk(queries, scale, first=False), self.plan.drops)
 
@@ -230,6 +240,11 @@ class KVLayer(CacheLayerMixin):
         if self._is_plain:
             self.slab = Slab.from_dense(k, v)
             return
+        hidden = self.padding is not None and bool((self.padding >= k.shape[2]).any())
+        if hidden and not self.deferred:
+            raise HostError(
+                "a row of the batch is nothing but padding so far; prefill in larger chunks"
+            )
         candidates = Candidates(k, v, self.padding)
         chunk = Chunk(
             query, candidates, scale, self.memory, self._lengths(candidates), self.plan.rope
@@ -252,6 +267,13 @@ class KVLayer(CacheLayerMixin):
             due = self.steps >= schedule.every_steps
         if due and not self.deferred:
             self._settle(chunk, True)
+
+    def _learn_more_padding(self, mask: Any, new: int) -> None:
+        """Rows that were all padding until now may go on being so in the next chunk of a prompt."""
+        assert self.padding is not None
+        if bool((self.padding >= self.seen - new).any()):
+            padding = attention.left_padding(mask, self.seen, strict=not self._is_plain)
+            self.padding = self.padding if padding is None else padding
 
     def _chunk(self, query: torch.Tensor, scale: float, first: bool) -> Chunk:
         assert self.slab is not None
@@ -307,10 +329,15 @@ class KVLayer(CacheLayerMixin):
         self.prompt = self._lengths(candidates).cpu()
         # A number of tokens is a bound for sequences that are still to grow as well.
         grown = policy.keep if isinstance(policy.keep, int) and policy.schedule.repeats else 0
-        by_length = {
-            n: policy.layers.tokens(policy.keep, max(n, grown), self.plan.layers)[self.plan.rank]
-            for n in set(self.prompt.tolist())
-        }
+        window = policy.score.queries if policy.score is not None else 0
+
+        def tokens(length: int) -> int:
+            layers = self.plan.layers
+            return policy.layers.tokens(policy.keep, max(length, grown), layers, window)[
+                self.plan.rank
+            ]
+
+        by_length = {n: tokens(n) for n in set(self.prompt.tolist())}
         self.budget = torch.tensor([by_length[n] for n in self.prompt.tolist()])
 
     def _flush(self) -> None:
