@@ -1,15 +1,16 @@
 """Question: do we keep the tokens kvpress 0.5.5 keeps, and is choosing them as fast?
 
     python benchmarks/peers/make_env.py kvpress
-    python benchmarks/kv_indices.py                                  # 8,192 random tokens
-    python benchmarks/kv_indices.py --model zoo/tiny-llama --layer 2 # a real model's tensors
+    python benchmarks/kv_indices.py                                   # 8,192 random tokens
+    python benchmarks/kv_indices.py --model zoo/tiny-llama --layer 2  # a real model's tensors
 
 Both get the same tensors and the same number of threads and run in turns on the same machine. A
 time is the best of several runs of scoring, selecting, and gathering keys and values, in processor
 seconds of one thread: on a busy machine wall-clock time measures the other programs. kvpress
-gets an identity for its query projection (it projects the hidden states a second time in real use);
-ours undoes the rotation of the queries where expected attention needs it. For AdaKV kvpress only
-notes what to mask, while ours gathers ragged storage. Results: benchmarks/results/kv_indices*.json.
+gets an identity for its query projection, though it projects the hidden states a second time in
+real use; instead of that ours un-rotates the queries it sees, which the row "from rotated queries"
+counts. For AdaKV kvpress only notes what to mask, while ours gathers ragged storage. Results go to
+benchmarks/results/kv_indices*.json.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
-from capture import model_tensors  # noqa: E402
+from capture import model_tensors, random_tensors  # noqa: E402
 from kvpress_client import Inputs, Kvpress, angles  # noqa: E402
+from steady_memory import keep_freed_memory  # noqa: E402
 
 from recollect.core import attention_stats, budgets, scores  # noqa: E402
 from recollect.core.rope import apply_rope, mean_rotation  # noqa: E402
@@ -70,10 +72,13 @@ def tova(case: Case) -> torch.Tensor:
     return protect(scores.tova(row, case.heads), recent=1)
 
 
-def expected(case: Case) -> torch.Tensor:
+def expected(case: Case, rotated: bool = False) -> torch.Tensor:
     future = torch.arange(case.total, case.total + FUTURE)
     rotation = mean_rotation(*angles(case.inputs.theta, case.width, future), case.width)
-    sums = scores.query_sums(case.q, SINKS, angles=(case.cos, case.sin))
+    if rotated:
+        sums = scores.query_sums(case.q, SINKS, angles=(case.cos, case.sin))
+    else:
+        sums = scores.query_sums(case.inputs.q_pre, SINKS)
     moments = scores.query_moments(sums)
     return scores.expected_attention(*moments, case.k, case.v, rotation, n_sink=SINKS)
 
@@ -124,6 +129,7 @@ class Method:
 
 
 SNAP = {"window_size": WINDOW, "kernel_size": KERNEL}
+EXPECTED = {"n_sink": SINKS, "n_future_positions": FUTURE}
 METHODS = [
     Method("knorm", lambda case: scores.key_norm(case.k), "KnormPress", {}),
     Method("keydiff", lambda case: scores.keydiff(case.k), "KeyDiffPress", {}),
@@ -141,13 +147,21 @@ METHODS = [
         )
         for i in (0, LAYERS - 1)
     ),
+    Method("expected-attention", expected, "ExpectedAttentionPress", EXPECTED),
     Method(
-        "expected-attention",
-        expected,
+        "  from rotated queries",
+        lambda case: expected(case, rotated=True),
         "ExpectedAttentionPress",
-        {"n_sink": SINKS, "n_future_positions": FUTURE},
+        EXPECTED,
     ),
 ]
+
+
+def untied(differing: torch.Tensor, found: torch.Tensor) -> int:
+    """How many tokens two kept sets differ by, not counting heads that differ in equal scores."""
+    low = found.masked_fill(~differing, torch.inf).amin(-1)
+    high = found.masked_fill(~differing, -torch.inf).amax(-1)
+    return int(differing.sum(-1)[high - low > 1e-6 * high.abs()].sum())
 
 
 def compare(method: Method, case: Case, theirs: Kvpress, repeat: int) -> dict[str, Any]:
@@ -174,6 +188,7 @@ def compare(method: Method, case: Case, theirs: Kvpress, repeat: int) -> dict[st
         "method": method.name,
         "keep": case.keep,
         "kept": int(ours.sum()),
+        "differing_beyond_ties": untied(ours ^ kept, found),
         "agreement": int((ours & kept).sum()) / max(int(kept.sum()), int(ours.sum())),
         "max_score_difference": delta,
         "largest_score": None if ranked is None else float(their_scores[ranked].abs().max()),
@@ -210,6 +225,7 @@ def show(rows: list[dict[str, Any]], differences: list[dict[str, Any]], title: s
         "recipe",
         "keep",
         "same tokens",
+        "differ beyond ties",
         "max |Δ score|",
         "largest",
         "ours ms",
@@ -223,6 +239,7 @@ def show(rows: list[dict[str, Any]], differences: list[dict[str, Any]], title: s
             row["method"],
             f"{row['keep']:g}",
             f"{row['agreement']:.6f}",
+            str(row["differing_beyond_ties"]),
             "–" if delta is None else f"{delta:.1e}",
             "–" if largest is None else f"{largest:.1e}",
             f"{row['ours_ms']:.1f}",
@@ -236,15 +253,6 @@ def show(rows: list[dict[str, Any]], differences: list[dict[str, Any]], title: s
         other.add_row(*(str(cell) for cell in row.values()))
     console = Console(width=120)
     console.print(table, other)
-
-
-def random_tensors(tokens: int, heads: int, kv_heads: int, width: int) -> Inputs:
-    """Gaussian queries, keys and values, seeded."""
-    draw = torch.Generator().manual_seed(0)
-    q = torch.randn(1, heads, tokens, width, generator=draw) + 0.2
-    k, v = torch.randn(2, 1, kv_heads, tokens, width, generator=draw)
-    theta = 500_000.0
-    return Inputs(q, apply_rope(k, *angles(theta, width, torch.arange(tokens))), v, theta)
 
 
 def main() -> None:
@@ -263,13 +271,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed_memory()
     if given.model:
         inputs, what = model_tensors(given.model, given.layer, given.tokens), Path(given.model).name
     else:
-        inputs, what = (
-            random_tensors(given.tokens, given.heads, given.kv_heads, given.width),
-            "random",
-        )
+        shape = (given.tokens, given.heads, given.kv_heads, given.width)
+        inputs, what = random_tensors(*shape), "random"
     shape = "x".join(map(str, inputs.k.shape))
     rows = []
     with torch.inference_mode():
@@ -278,22 +285,19 @@ def main() -> None:
             with Kvpress(inputs, [m.job(keep) for m in METHODS], given.threads) as theirs:
                 rows += [compare(m, case, theirs, given.repeat) for m in METHODS]
     show(rows, variants(), f"kvpress 0.5.5 and recollect on {what} tensors {shape}")
-    target = (
-        HERE / "results" / ("kv_indices.json" if what == "random" else f"kv_indices_{what}.json")
-    )
+    target = HERE / "results" / f"kv_indices{'' if what == 'random' else '_' + what}.json"
     target.parent.mkdir(exist_ok=True)
     about = {
         "tensors": what,
         "keys": shape,
-        "queries": list(inputs.q_pre.shape),
+        "queries": "x".join(map(str, inputs.q_pre.shape)),
         "kvpress": "0.5.5",
-    }
-    about |= {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "times": f"processor milliseconds, best of {given.repeat}",
+        "command": " ".join(["python benchmarks/kv_indices.py", *sys.argv[1:]]),
     }
-    about |= {"command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     target.write_text(
         json.dumps({"about": about, "rows": rows, "variants": variants()}, indent=1) + "\n"
     )

@@ -1,4 +1,4 @@
-"""Take one attention layer's tensors from a real model while it reads real source text."""
+"""Tensors of one attention layer: random, or from a real model that reads real source text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import argparse as some_source_text
 from pathlib import Path
 
 import torch
-from kvpress_client import Inputs
+from kvpress_client import Inputs, angles
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recollect.core.rope import apply_rope
+
+
+def random_tensors(tokens: int, heads: int, kv_heads: int, width: int) -> Inputs:
+    """Gaussian queries, keys and values, seeded."""
+    draw = torch.Generator().manual_seed(0)
+    q = torch.randn(1, heads, tokens, width, generator=draw) + 0.2
+    k, v = torch.randn(2, 1, kv_heads, tokens, width, generator=draw)
+    theta = 500_000.0
+    return Inputs(q, apply_rope(k, *angles(theta, width, torch.arange(tokens))), v, theta)
 
 
 def model_tensors(path: str, layer: int, tokens: int) -> Inputs:

@@ -25,6 +25,7 @@ import kvpress
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from steady_memory import keep_freed_memory
 
 
 class Rotary(torch.nn.Module):
@@ -90,7 +91,7 @@ def answer_timings(compress) -> None:
     """Read job names, print the seconds one more `compress` of each takes."""
     for line in sys.stdin:
         start = time.process_time()
-        compress[line.strip()]()
+        compress[line[:-1]]()
         print(time.process_time() - start, flush=True)
 
 
@@ -98,6 +99,7 @@ def answer_timings(compress) -> None:
 def main(source: str, target: str, threads: str) -> None:
     """Work through the jobs of `source`, write `target`, then answer timings."""
     torch.set_num_threads(int(threads))
+    keep_freed_memory()
     with safe_open(source, "pt") as file:
         q, k, v = (file.get_tensor(name) for name in ("q_pre", "k", "v"))
         about = file.metadata()
