@@ -109,9 +109,10 @@ def is_fast(
 ) -> bool:
     """Whether a kernel of ours beats torch's own for `rows` = G * Q query rows per KV head.
 
-    Heads of different lengths are slower to pad than to read, whatever the number of rows.
+    Heads of different lengths are slower to pad than to read, whatever the number of rows. On GPUs
+    torch's kernels for dense caches are good.
     """
-    return ragged or available(device, dtype, rows) != "reference"
+    return ragged or available(device, dtype, rows) == "numba"
 
 
 def _merge_two(one: Partial, other: Partial) -> Partial:
