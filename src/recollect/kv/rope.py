@@ -35,12 +35,12 @@ class LayerRope:
         cos, sin = (self._laid_out(t.float()) for t in self.rotary(*arguments))
         return cos[0].view(*positions.shape, -1), sin[0].view(*positions.shape, -1)
 
-    def unrotate(self, x: torch.Tensor) -> torch.Tensor:
-        """Pre-RoPE vectors of x (B, H, Q, D), the queries or keys of the current forward pass."""
+    def angles(self, new: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos, sin (B or 1, 1, new, R) of the last `new` tokens of the current forward pass."""
         if self.current is None:
             raise HostError("the model did not pass position_embeddings to its attention")
-        cos, sin = (self._laid_out(t.float())[:, None, -x.shape[2] :] for t in self.current)
-        return core_rope.unapply_rope(x.float(), cos, sin, interleaved=self.interleaved)
+        cos, sin = (self._laid_out(t.float())[:, None, -new:] for t in self.current)
+        return cos, sin
 
     def rotate_by(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Move vectors x (..., T, D) forward by `shift` (..., T) positions."""

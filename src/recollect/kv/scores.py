@@ -71,8 +71,6 @@ class WindowAttention(Score):
         window: how many of the last queries vote; their own tokens always stay.
         kernel: width of the pooling, odd.
         pool: `avg`, `max` or `none`.
-        reduce: over the query heads of a group, `mean` or `sum` (the ranking is the same for one
-            head; flat budgets compare heads, and there it matters little).
     """
 
     window: int = 64
@@ -97,8 +95,10 @@ class WindowAttention(Score):
     def rank(self, chunk: Chunk) -> torch.Tensor:
         c = chunk.candidates
         q = _recent_queries(chunk, self.window)
-        attention = attention_stats.window_attention(q, c.k, chunk.scale, c.row_padding())
-        return scores.snapkv(attention, c.shape[1], pool=self.pool, kernel=self.kernel)
+        votes = attention_stats.column_mass(q, c.k, chunk.scale, c.row_padding()) / q.shape[2]
+        return scores.window_votes(
+            votes, c.shape[1], q.shape[2], pool=self.pool, kernel=self.kernel
+        )
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,11 @@ class ExpectedAttention(Score):
             return {}  # a generated token: the statistics describe the prompt
         assert chunk.rope is not None
         sums = scores.query_sums(
-            chunk.rope.unrotate(chunk.q),
+            chunk.q,
             self.sinks if chunk.first else 0,
             chunk.candidates.row_padding() if chunk.first else None,
+            angles=chunk.rope.angles(chunk.q.shape[2]),
+            interleaved=chunk.rope.interleaved,
         )
         known = chunk.memory.statistics
         chunk.memory.statistics = {n: x + known[n] if known else x for n, x in sums.items()}
