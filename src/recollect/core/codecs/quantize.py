@@ -54,7 +54,8 @@ def dequantize_tokens(
 def _quantize(x: torch.Tensor, bits: int, dim: int) -> Quantized:
     """Quantize x over axis `dim`, which the parameters keep with size 1."""
     levels = (1 << bits) - 1
-    lowest, highest = torch.aminmax(x, dim=dim, keepdim=True)
+    # Not torch.aminmax, which is ten times slower on CPUs.
+    lowest, highest = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
     lowest, highest = lowest.float(), highest.float()
     minimum = lowest.clamp(-FP16_MAX, FP16_MAX).half()
     offset = minimum.float()

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """The Triton programs behind `cuda`: attend to a run of tokens of one KV head, and merge runs.
 
 Offsets are 64-bit, since a cache may hold more than 2**31 elements. Codes of up to 8 bits are exact
