@@ -177,6 +177,18 @@ def test_another_configuration_in_the_same_folder_is_refused(recollect, small):
     assert "seeds=1, not 2" in done.stderr
 
 
+def test_zoo_check_measures_any_checkpoint(recollect, checkpoint):
+    done = recollect("zoo", "check", checkpoint, "--length", "600", "--cases", "1", "--json")
+    assert done.exit_code == 0, done.output  # no bar at this length
+    assert json.loads(done.stdout)["needle"]["600"]["cases"] == 1
+
+
+def test_zoo_train_refuses_an_unknown_model(recollect, tmp_path):
+    done = recollect("zoo", "train", "tiny-lama", "--out", str(tmp_path / "x"))
+    assert done.exit_code == 2
+    assert "unknown zoo model 'tiny-lama'" in done.stderr
+
+
 def test_a_missing_extra_is_a_hint(recollect, small, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     done = recollect(*small)

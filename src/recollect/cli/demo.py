@@ -9,7 +9,7 @@ import click
 from recollect.cli.common import debug_option, json_option, load_model
 from recollect.cli.evaluate import measure
 
-MODEL = "tiny-llama"
+MODEL = "/tmp/snap"
 RECIPES = ("streaming-llm", "knorm", "snapkv", "adakv", "expected-attention", "kivi",
            "snapkv + kivi")  # fmt: skip
 TASKS = ("needle-keys", "turns", "code", "perplexity")
@@ -24,10 +24,11 @@ TASKS = ("needle-keys", "turns", "code", "perplexity")
     show_default=True,
     help="Run folder; an interrupted demo goes on there.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for torch.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True,
+              help="CPU threads; for so small a model more are rarely faster.")  # fmt: skip
 @json_option
 @debug_option
-def demo(folder: Path, threads: int | None, as_json: bool) -> None:
+def demo(folder: Path, threads: int, as_json: bool) -> None:
     """Measure seven recipes on a tiny trained model and Python's own source; about two minutes.
 
     \b
@@ -37,7 +38,7 @@ def demo(folder: Path, threads: int | None, as_json: bool) -> None:
     from recollect.evaluate.runs import Settings
 
     settings = Settings(
-        recipes=RECIPES, keeps=(0.5, 0.25, 0.1), tasks=TASKS, seeds=2, cases=3,
+        recipes=RECIPES, keeps=(0.5, 0.25, 0.1), tasks=TASKS, seeds=2, cases=2,
         decode_steps=16, speed_rounds=2,
     )  # fmt: skip
     subject = load_model(MODEL, "auto", "cpu", threads)

@@ -21,7 +21,7 @@ import torch
 from recollect.errors import RecipeError
 from recollect.evaluate import metrics, speed, tasks
 from recollect.evaluate.asking import Answers, ask
-from recollect.evaluate.caches import HOST, Variant, variants
+from recollect.evaluate.caches import HOST, Variant, open_cache, variants
 from recollect.evaluate.prompts import Encoder
 from recollect.evaluate.results import RunFolder, open_run
 from recollect.evaluate.subject import Subject
@@ -114,6 +114,8 @@ def run(
     compared = settings.variants()
     longest = max(settings.lengths) + settings.decode_steps
     subject.check_length(longest)
+    for variant in compared:
+        open_cache(subject.model, variant).close()  # what cannot be done is told at once
     about = {
         "settings": asdict(settings),
         "model": subject.describe(),

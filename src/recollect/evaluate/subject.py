@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recollect import zoo
 from recollect.errors import HostError
 from recollect.kv.fingerprint import fingerprint
-from recollect.zoo.architectures import CONFIGS
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16,
           "float16": torch.float16}  # fmt: skip
@@ -74,12 +73,12 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> Subject:
     Raises HostError with one line that says what is wrong.
     """
     source = name
-    if name in CONFIGS:
-        source = str(zoo.path(name))
+    if name in zoo.names():
+        source = zoo.path(name)
     elif not Path(name).exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise HostError(
             f"no checkpoint at '{name}'; give a folder with config.json and safetensors, a hub id, "
-            f"or a model of the zoo ({', '.join(CONFIGS)})"
+            f"or a model of the zoo ({', '.join(zoo.names())})"
         )
     elif Path(name).exists() and not (Path(name) / "config.json").is_file():
         raise HostError(f"'{name}' is not a checkpoint folder: it has no config.json")
@@ -89,7 +88,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> Subject:
         model = model.to(device).eval()
     except Exception as error:  # transformers, safetensors and the hub raise whatever they like
         raise HostError(f"cannot load '{name}': {_first_line(error)}") from error
-    return Subject(name, model, tokenizer)
+    return Subject(Path(name).name if Path(name).exists() else name, model, tokenizer)
 
 
 def _first_line(error: Exception) -> str:

@@ -66,4 +66,4 @@ def _mix(setting: Setting, straw: list[str], hidden: Sequence[str]) -> tuple[str
         if place < len(straw):
             pieces.append(straw[place])
             written += len(straw[place])
-    return "".join(pieces), starts
+    return "".join(pieces).removesuffix("\n"), starts
