@@ -89,6 +89,25 @@ def test_eval_prints_json_for_machines(recollect, small):
     assert all(row["low"] <= row["mean"] <= row["high"] for row in rows)
 
 
+def test_a_sharded_bfloat16_checkpoint_with_a_chat_template_goes_through(
+    recollect, small, checkpoint, tmp_path
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "chatty", max_shard_size="20KB")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = "<u>{{ messages[0]['content'] }}</u><a>"
+    tokenizer.save_pretrained(tmp_path / "chatty")
+    assert len(list((tmp_path / "chatty").glob("*.safetensors"))) > 1
+    done = recollect(
+        *small, "--model", str(tmp_path / "chatty"), "--chat", "--tasks", "needle,perplexity",
+        "--length", "400", "--recipes", "knorm,kivi",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["model"]["dtype"] == "bfloat16"
+
+
 def test_report_writes_the_picture(recollect, small, tmp_path):
     recollect(*small)
     done = recollect("report", str(tmp_path / "run"), "--svg", str(tmp_path / "frontier.svg"))
