@@ -290,3 +290,12 @@ def test_kept_sets_are_nested_in_keep(name, model, make, ids):
     for a, b in zip(smaller.governed, larger.governed, strict=True):
         for few, many in zip(_kept_positions(a), _kept_positions(b), strict=True):
             assert few <= many
+
+
+@torch.no_grad()
+def test_heads_of_different_lengths_take_only_what_they_keep(model):
+    long = torch.randint(2, 256, (1, 2000), generator=torch.Generator().manual_seed(3))
+    with recollect.kv_cache(model, "adakv", keep=0.25) as cache:
+        model(input_ids=long, past_key_values=cache)
+        assert any(len(set(layer.kept[0].tolist())) > 1 for layer in cache.governed)
+        assert cache.nbytes <= 0.27 * cache.dense_nbytes
