@@ -94,7 +94,7 @@ def _limit_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(count, numba.get_num_threads()))
 
 
 def words(text: str) -> tuple[str, ...]:
