@@ -1,11 +1,11 @@
-"""Question: how many tokens a second does a whole model decode at 16k context, and in how many bytes?
+"""Question: how fast does a whole model decode at 16k tokens of context, and in how many bytes?
 
     python benchmarks/peers/make_env.py quantized-cache
     python benchmarks/kv_end_to_end.py
     python benchmarks/kv_end_to_end.py --prompt 4096 --steps 8 --json /tmp/short.json
 
 A random Llama (grouped-query attention, float32) decodes greedily after one long prompt, with
-transformers' DynamicCache and QuantizedCache (quanto and HQQ, each in a process of its own) and with
+transformers' DynamicCache and QuantizedCache (quanto and HQQ, a process each) and with
 our recipes, all in one run on the same machine. A token's cost is the median of the steps, in wall
 time and in processor time (which other programs disturb less). Ratios are against QuantizedCache.
 """

@@ -1,7 +1,7 @@
 """Regenerate the tables that are read off the code: recipes (README.md) and families (docs/).
 
-    python scripts/generate_docs.py            # writes
-    python scripts/generate_docs.py --check    # exits 1 where a table is out of date
+python scripts/generate_docs.py            # writes
+python scripts/generate_docs.py --check    # exits 1 where a table is out of date
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def families_table() -> str:
 
     transformers.logging.set_verbosity_error()
     ids = torch.randint(2, 120, (2, 200), generator=torch.Generator().manual_seed(0))
-    rows = ["| family | `keep=1.0` | `keep=0.5` holds | layers governed |", "| --- | --- | --- | --- |"]
+    head = "| family | `keep=1.0` | `keep=0.5` holds | layers governed |"
+    rows = [head, "| --- | --- | --- | --- |"]
     for family in FAMILIES:
         model = build(family)
         options = {"max_new_tokens": 6, "do_sample": False}
@@ -46,7 +47,8 @@ def families_table() -> str:
             if family in NOT_HOSTED:
                 with recollect.kv_cache(model, "full") as cache:
                     model(input_ids=ids, past_key_values=cache)
-            expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **options)
+            own = DynamicCache(config=model.config)
+            expected = model.generate(ids, past_key_values=own, **options)
             with recollect.kv_cache(model, "snapkv", keep=1.0, kernel="host") as cache:
                 same = torch.equal(model.generate(ids, past_key_values=cache, **options), expected)
             with recollect.kv_cache(model, "snapkv", keep=0.5, window=8) as cache:
@@ -81,7 +83,8 @@ def main() -> int:
             stale.append(name)
             if not check:
                 path.write_text(renewed)
-    print("out of date: " + ", ".join(stale) if check and stale else f"written: {stale or 'nothing'}")
+    verb = "out of date" if check else "written"
+    print(f"{verb}: {', '.join(stale) or 'nothing'}")
     return int(check and bool(stale))
 
 
