@@ -68,6 +68,12 @@ def test_padding_inside_a_compressed_batch_is_refused(model, ids):
             model(input_ids=ids[:, :5], attention_mask=mask, past_key_values=cache)
 
 
+def test_a_prompt_longer_than_the_context_is_refused(model):
+    long = torch.ones(1, 513, dtype=torch.int64)
+    with recollect.kv_cache(model, "full") as cache, refuses(HostError, "shorten the prompt by 1"):
+        cache.prefill(long)
+
+
 @torch.no_grad()
 def test_encoded_tokens_cannot_be_cropped(model, ids):
     with recollect.kv_cache(model, "kivi", recent=16, group=16) as cache:

@@ -151,11 +151,22 @@ class RecollectCache(Cache):
 
         Returns the model's output for the last chunk. With the `PerBlock` schedule no layer ever
         holds more than its budget plus one chunk.
+
+        Raises:
+            HostError: the prompt is longer than the model's context (contiguous positions have no
+                such limit).
         """
         if chunk < 1:
             raise RecipeError(f"chunk must be at least 1, got {chunk}")
         model, mask, output = self._model(), inputs.pop("attention_mask", None), None
         start = self.get_seq_length()
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        wanted = start + input_ids.shape[1]
+        if limit is not None and wanted > limit and not self.policy.positions.contiguous:
+            raise HostError(
+                f"{wanted} tokens are more than the model's context of {limit}; shorten the prompt "
+                f"by {wanted - limit}, or use streaming-llm"
+            )
         with self.prefilling():
             for first in range(0, input_ids.shape[1], chunk):
                 last = min(first + chunk, input_ids.shape[1])
