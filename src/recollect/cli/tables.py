@@ -45,9 +45,10 @@ def _mode_table(records: list[dict[str, Any]], mode: str, words: str, speeds: An
     from recollect.evaluate.caches import HOST
 
     table = Table(title=f"{mode}: {words}", title_justify="left", header_style="bold", box=None,
-                  pad_edge=False, padding=(0, 2, 0, 0))  # fmt: skip
-    for heading in ("recipe", "keep", "bytes", "answer tokens right", "exact", "KL to full"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right")
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    for heading in ("recipe", "keep", "bytes", "tokens right", "exact", "KL to full"):
+        table.add_column(heading, justify="left" if heading == "recipe" else "right", no_wrap=True,
+                         overflow="fold")  # fmt: skip
     if speeds:
         table.add_column("decode", justify="right")
     by_metric = {
