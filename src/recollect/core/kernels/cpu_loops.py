@@ -37,9 +37,23 @@ from recollect.core.kernels.lanes import (
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 TILE = 32  # tokens; a float32 tile of width 128 fills a third of a 48 KiB first-level cache
 
+
+def _can_keep() -> bool:
+    """Whether numba finds a folder to keep compiled code in; on a read-only system it raises."""
+
+    def probe():
+        return 0
+
+    try:
+        numba.njit(cache=True)(probe)
+    except RuntimeError:
+        return False
+    return True
+
+
 # No "nnan" or "ninf": hidden tokens are -inf.
 COMPILE: dict[str, Any] = {
-    "cache": True,
+    "cache": _can_keep(),
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},

@@ -3,6 +3,8 @@
 numba's automatic vectorization gives up on short loops whose arrays might overlap. These functions
 say directly what is meant, over `LANES` float32 at a time, and LLVM maps them to whatever the
 processor has (two AVX2 or four NEON registers serve as well as one of AVX-512).
+
+numba's cache does not notice a change in this file: touch `cpu_loops` after editing it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
