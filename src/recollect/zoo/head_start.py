@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
-EMBEDDING = 0.05  # standard deviation of the embeddings
-CONSTANT = 4.0  # the first channel of every embedding, in standard deviations
-WRITTEN = 0.125  # size of what the first layer writes, relative to what it reads
-COPIED = 1.0  # size of what the later layers copy
+EMBEDDING = 0.5  # standard deviation of the embeddings: not to be drowned by what layers write
+FINAL = 0.1  # gain of the last norm, so that tied embeddings of that size start with small logits
+CONSTANT = 5.0  # the first channel of every embedding, in standard deviations
+WRITTEN = 1.25  # size of what the first layer writes, relative to what it reads
+COPIED = 2.0  # size of what the later layers copy
 FAST_PAIRS = 4  # RoPE pairs that tell neighbours apart
 SLOW_FROM = 7  # first RoPE pair that hardly turns over a few hundred tokens
 LOOK_BACK_GAIN = 3.0  # of normalized queries and keys (models without have sharper weights)
-MATCH_GAIN = 2.2
+MATCH_GAIN = 3.0
 MATCH = 3.0
 
 
 @torch.no_grad()
-def sketch_copying(model: Any, seed: int = 0, sharpness: float = 2.5) -> Any:
+def sketch_copying(model: Any, seed: int = 0, sharpness: float = 4.0) -> Any:
     """Draw the copying circuit into a fresh model, in place: the first three layers.
 
     Layer 0 writes the token before and the one before that, in spaces of their own; layers 1 and 2
@@ -36,6 +37,7 @@ def sketch_copying(model: Any, seed: int = 0, sharpness: float = 2.5) -> Any:
     embedding = model.get_input_embeddings().weight
     embedding.normal_(0, EMBEDDING, generator=generator)
     embedding[:, 0] = CONSTANT * EMBEDDING
+    model.model.norm.weight.fill_(FINAL)
     theta = config.rope_parameters["rope_theta"]
     frequencies = theta ** -(torch.arange(config.head_dim // 2) / (config.head_dim // 2))
 
@@ -52,21 +54,24 @@ def _look_back(
     width, half = config.head_dim, config.head_dim // 2
     group = config.num_attention_heads // config.num_key_value_heads
     normed = _set_gain(attention, LOOK_BACK_GAIN)
+    # Orthogonal spaces: what is written must not drown what the queries of later layers read.
+    free = iter(_orthonormal(5 * width, config.hidden_size, generator).split(width))
+    attention.o_proj.weight *= 0.1  # heads without a part to play start quietly
     spaces = []
     for head in range(min(2, config.num_key_value_heads)):
         rows = slice(head * width, (head + 1) * width)
         attention.k_proj.weight[rows] *= 0.2 if normed else 1.0
         attention.k_proj.weight[rows][:FAST_PAIRS, 0] = sharpness
-        reading = _orthonormal(width, config.hidden_size, generator)
+        reading = next(free)
         attention.v_proj.weight[rows] = reading
-        for back in (1, 2):
+        for back in (1, 2) if head == 0 else (1,):
             query = head * group + back - 1
             rows = slice(query * width, (query + 1) * width)
             attention.q_proj.weight[rows] *= 0.2 if normed else 1.0
             turn = back * frequencies[:FAST_PAIRS]
             attention.q_proj.weight[rows][:FAST_PAIRS, 0] = sharpness * turn.cos()
             attention.q_proj.weight[rows][half : half + FAST_PAIRS, 0] = -sharpness * turn.sin()
-            writing = _orthonormal(width, config.hidden_size, generator)
+            writing = next(free)
             attention.o_proj.weight[:, rows] = WRITTEN * writing.T
             if back == 1:
                 spaces.append((reading, writing))

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
+from math import isqrt
 
 from recollect.zoo import corpus
 
@@ -38,10 +40,17 @@ class Puzzle:
 
 
 def single(
-    rng: random.Random, keys: int = 8, part: corpus.Part = "held-out", mark: str = "# "
+    rng: random.Random,
+    keys: int = 8,
+    part: corpus.Part = "held-out",
+    mark: str = "# ",
+    alike: bool = False,
 ) -> Puzzle:
-    """`keys` different keys with one value each. One ask per key, in random order."""
-    names = distinct_keys(rng, keys, part)
+    """`keys` different keys with one value each. One ask per key, in random order.
+
+    With `alike`, every key shares its words with other keys, so that only both together tell.
+    """
+    names = (alike_keys if alike else distinct_keys)(rng, keys, part)
     values = [value(rng) for _ in names]
     planted = tuple(fact(name, (v,), mark) for name, v in zip(names, values, strict=True))
     asks = [ask(name, (v,)) for name, v in zip(names, values, strict=True)]
@@ -81,10 +90,7 @@ def variables(
     for _ in range(chains):
         names, number = distinct_keys(rng, hops + 1, part), value(rng)
         planted.append(fact(names[0], (number,), mark))
-        planted += [
-            fact(later, (before,), mark)
-            for before, later in zip(names[:-1], names[1:], strict=True)
-        ]
+        planted += [fact(later, (before,), mark) for before, later in pairwise(names)]
         asks.append(ask(names[-1], (*reversed(names[:-1]), number)))
     rng.shuffle(asks)
     return Puzzle(tuple(planted), tuple(asks))
@@ -106,11 +112,21 @@ def value(rng: random.Random) -> str:
 
 
 def distinct_keys(rng: random.Random, count: int, part: corpus.Part) -> list[str]:
-    """`count` different keys: two words joined by an underscore. No key is in both parts."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[f"{_word(rng, part)}_{_word(rng, part)}"] = None
-    return list(found)
+    """`count` keys, two words joined by an underscore, no two with the same last word."""
+    last: dict[str, None] = {}
+    while len(last) < count:
+        last[_word(rng, part)] = None
+    return [f"{_word(rng, part)}_{word}" for word in last]
+
+
+def alike_keys(rng: random.Random, count: int, part: corpus.Part) -> list[str]:
+    """`count` different keys made of about twice the square root of `count` words."""
+    side = isqrt(count - 1) + 1
+    first, last = ([_word(rng, part) for _ in range(side)] for _ in range(2))
+    pairs = sorted({f"{a}_{b}" for a in first for b in last})
+    while len(pairs) < count:  # a word was drawn twice
+        pairs = sorted({*pairs, f"{_word(rng, part)}_{rng.choice(last)}"})
+    return rng.sample(pairs, count)
 
 
 def bury(planted: Sequence[str], lines: Sequence[str], rng: random.Random) -> str:

@@ -1,70 +1,132 @@
-"""Train a zoo model from nothing but the standard library, on a CPU in about an hour.
+"""Train a zoo model from nothing but the standard library: on two busy CPU cores in an hour.
 
 The schedule is a function of the share of the time that has passed, so a run always ends with a
-decayed learning rate, however fast the machine is. Runs are resumable.
+decayed learning rate, however fast the machine is. A run that was interrupted continues from its
+last checkpoint.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import platform
 import random
 import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from recollect.zoo import corpus
+from recollect.errors import RecipeError, StoreError
+from recollect.zoo import bars, corpus
 from recollect.zoo import tokenizer as tokenizers
 from recollect.zoo.architectures import CONFIGS
+from recollect.zoo.head_start import sketch_copying
 from recollect.zoo.mixture import ANSWER, Mixture, Text
+from recollect.zoo.muon import Muon
 
-TOKENS_PER_STEP = 8192
 LENGTHS = (256, 512, 1024, 2048, 4096)
+TOKENS_PER_STEP = 4096
+CHECKPOINT_EVERY = 180.0  # seconds
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for weight matrices (Jordan et al. 2024).
+@dataclass
+class Progress:
+    """How far a run is: all that a checkpoint keeps beside weights and optimizers.
 
-    Learns recall in about half the tokens that AdamW needs. torch's own version computes in
-    bfloat16, which is slow on CPUs without it.
+    Attributes:
+        step: updates made.
+        tokens: tokens trained on.
+        seconds: time spent training, over all resumptions.
+        recall: running mean of the share of answer tokens that are right.
+        solved: whether recall was found, so that long sequences are worth their cost.
     """
 
-    def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, decay: float = 0.01):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "buffer" not in state:
-                    state["buffer"] = torch.zeros_like(p)
-                buffer = state["buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(buffer, group["momentum"]))
-                scale = max(1.0, p.shape[0] / p.shape[1]) ** 0.5
-                p.mul_(1 - group["lr"] * group["decay"])
-                p.add_(update, alpha=-group["lr"] * scale)
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    recall: float = 0.0
+    solved: bool = False
 
 
-def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest matrix with singular values about 1, by a quintic Newton-Schulz iteration."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+def train(
+    name: str,
+    out: str | Path,
+    minutes: float = 60.0,
+    device: str | None = None,
+    seed: int = 0,
+    resume: bool = True,
+    progress: bool = True,
+    config: Any = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Train the model of that name and save it, its tokenizer and its card in `out`.
+
+    Args:
+        name: a model of `architectures.CONFIGS`.
+        out: folder for the checkpoint of the run and, at its end, for the model.
+        minutes: time to train for, without the measurements at the end.
+        device: torch device; a CUDA device where there is one, else the CPU.
+        seed: of weights and data.
+        resume: continue from the checkpoint in `out` if there is one.
+        progress: show a progress bar.
+        config: another configuration of transformers to train instead of the named one's.
+        steps: stop after so many updates, even if there is time left; skips the measurements.
+
+    Returns:
+        The card: how the model was trained and what it was measured to do.
+
+    Raises:
+        RecipeError: unknown name, or no time to train.
+        StoreError: `out` cannot be written to, or its checkpoint is of another model.
+    """
+    if name not in CONFIGS:
+        raise RecipeError(f"unknown zoo model '{name}' (there are: {', '.join(CONFIGS)})")
+    if not minutes > 0:
+        raise RecipeError(f"minutes={minutes} must be positive")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run = _Run(config or CONFIGS[name](), folder, device, seed)
+    if resume:
+        run.restore()
+    run.train(minutes * 60, steps, progress)
+    card = _card(name, run, seed)
+    if steps is None:
+        card["measured"] = bars.measure(run.model.eval(), run.tokenizer)
+    save(run.model, run.tokenizer, folder, card)
+    return card
+
+
+def save(model: Any, tokenizer: Any, folder: Path, card: dict[str, Any]) -> None:
+    """Write a model as a plain transformers folder: float16 on disk, float32 when loaded."""
+    copy.deepcopy(model).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    _edit(folder / "config.json", dtype="float32")
+    # The class that every version of transformers has; without what depends on this machine.
+    _edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="PreTrainedTokenizerFast",
+        backend=None,
+        is_local=None,
+        local_files_only=None,
+    )
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def curriculum(part: float, solved: bool) -> tuple[tuple[float, ...], tuple[float, float, float]]:
-    """Shares of the lengths and of the kinds of text, by the part of the time that has passed.
+    """Shares of `LENGTHS`, and of source, repeats and puzzles, by the part of the time passed.
 
-    Short sequences until recall is found: it comes all at once, and costs least there.
+    Short sequences until recall is found: it comes all at once, and costs least there. From then
+    on all lengths are mixed, since a model forgets the lengths it is no longer trained on.
     """
     if not solved:
         return (0.9, 0.1, 0.0, 0.0, 0.0), (0.1, 0.4, 0.5)
@@ -74,123 +136,208 @@ def curriculum(part: float, solved: bool) -> tuple[tuple[float, ...], tuple[floa
 
 
 def learning_rate(part: float, step: int, warmup: int = 60, hold: float = 0.45) -> float:
-    """Factor on the peak rate: a short warm-up in steps, a plateau, a linear decay in time."""
+    """Factor on the peak rates: a warm-up in steps, a plateau, a linear decay in time."""
     return min(1.0, (step + 1) / warmup) * min(1.0, max(0.0, (1 - part) / (1 - hold)))
 
 
-def build(name: str, seed: int) -> Any:
-    """The untrained model of that name."""
-    from transformers import AutoModelForCausalLM
+class _Run:
+    """A model in training."""
 
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
+    def __init__(self, config: Any, folder: Path, device: str, seed: int) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.folder, self.seed, self.state = folder, seed, Progress()
+        self.tokenizer = _tokenizer(folder)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        self.model = sketch_copying(model, seed).to(device).train()
+        _shield_embeddings(self.model)
+        self.optimizers = _optimizers(self.model)
+
+    def train(self, seconds: float, steps: int | None, progress: bool) -> None:
+        """Train until the time is over or the steps are made; leaves a checkpoint."""
+        state = self.state
+        # Continue with fresh data, not with that of the first steps again.
+        rng = random.Random(f"{self.seed} {state.step}")
+        mixture = Mixture(self.tokenizer, Text.of("train", self.tokenizer), rng)
+        before = saved = time.monotonic()
+        with _bar(progress) as show:
+            while state.seconds < seconds and (steps is None or state.step < steps):
+                loss = self.step(mixture, state.seconds / seconds)
+                now = time.monotonic()
+                state.seconds += now - before
+                before = now
+                if show:
+                    show(min(1.0, state.seconds / seconds), loss, state)
+                if now - saved > CHECKPOINT_EVERY:
+                    self.checkpoint()
+                    saved = now
+        self.checkpoint()
+
+    def step(self, mixture: Mixture, part: float) -> float:
+        """One update; returns the loss."""
+        state = self.state
+        lengths, shares = curriculum(part, state.solved)
+        length = mixture.rng.choices(LENGTHS, lengths)[0]
+        # Chains and lists of values need single facts first.
+        hard = 0.15 if part > 0.5 and state.recall > 0.9 else 0.0
+        batch = mixture.batch(max(1, TOKENS_PER_STEP // length), length, shares, hard)
+        ids, weights = (torch.from_numpy(array).to(self.model.device) for array in batch)
+        entropy, weights, hits = losses(self.model, ids, weights)
+        loss = (entropy * weights).sum() / weights.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        factor = learning_rate(part, state.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += ids.numel()
+        answers = hits[weights == ANSWER]
+        if len(answers):
+            state.recall += 0.05 * (answers.float().mean().item() - state.recall)
+        state.solved = state.solved or state.recall > 0.85 or part > 0.5
+        return loss.item()
+
+    def checkpoint(self) -> None:
+        """Save the run, so that an interruption at any time leaves one whole checkpoint."""
+        path, fresh = self.folder / "checkpoint.pt", self.folder / "checkpoint.new"
+        held = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "state": asdict(self.state),
+        }
+        torch.save(held, fresh)
+        os.replace(fresh, path)
+
+    def restore(self) -> None:
+        """Continue from the checkpoint in the folder, if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            held = torch.load(path, weights_only=True, map_location=self.model.device)
+            self.model.load_state_dict(held["model"])
+            for optimizer, state in zip(self.optimizers, held["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.state = Progress(**held["state"])
+        except Exception as error:
+            raise StoreError(
+                f"{path} is damaged or of another model; delete it or train with resume=False"
+            ) from error
 
 
-def losses(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Cross-entropy, weight and hit of every token that has a weight: three (N,) tensors."""
+def _shield_embeddings(model: Any) -> None:
+    """Let no gradient through the first layer's queries and keys back into the embeddings.
+
+    The sketched look-back heads are sharp. Where no norm bounds their logits, the gradient of that
+    sharpness is ten times that of everything else, and embeddings learn nothing but it.
+    """
+    attention = model.model.layers[0].self_attn
+    for projection in (attention.q_proj, attention.k_proj):
+        projection.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
+
+
+def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, AdamW for embeddings and vectors; every group knows its peak rate."""
+    vectors, embeddings, matrices, matching = [], [], [], []
+    for name, weight in model.named_parameters():
+        layer_matches = "q_proj" in name or "k_proj" in name
+        if weight.ndim != 2:
+            vectors.append(weight)
+        elif "embed" in name:
+            embeddings.append(weight)
+        elif layer_matches and not hasattr(model.model.layers[0].self_attn, "q_norm"):
+            # Logits that no norm bounds grow without end under Muon's full rate, and attention
+            # then saturates.
+            matching.append(weight)
+        else:
+            matrices.append(weight)
+    groups = [{"params": matrices, "peak": 0.02}]
+    if matching:
+        groups.append({"params": matching, "peak": 0.004})
+    rest = [{"params": vectors, "peak": 3e-3}, {"params": embeddings, "peak": 0.02}]
+    return [Muon(groups), torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.01)]
+
+
+def losses(
+    model: Any, ids: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross-entropy, weight and hit of each of the N tokens with a weight: three (N,) tensors.
+
+    Args:
+        model: a causal language model.
+        ids: (B, T) token ids.
+        weights: (B, T) loss weights.
+    """
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     wanted = weights[:, 1:] > 0
     logits = model.lm_head(hidden[wanted])
-    target = ids[:, 1:][wanted]
-    entropy = F.cross_entropy(logits, target, reduction="none")
-    return entropy, weights[:, 1:][wanted], logits.detach().argmax(-1) == target
+    targets = ids[:, 1:][wanted]
+    entropy = F.cross_entropy(logits, targets, reduction="none")
+    return entropy, weights[:, 1:][wanted], logits.detach().argmax(-1) == targets
 
 
-def run(name: str, out: str, minutes: float, seed: int = 0, muon_lr: float = 0.02) -> None:
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer of an earlier run in this folder, else a newly trained one."""
     from transformers import AutoTokenizer
-    import os
-    folder = Path(out); folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    tok = AutoTokenizer.from_pretrained("/tmp/zoo-runs/tok")
-    cache = Path("/tmp/zoo-runs/text.pt")
-    if not cache.exists():
-        t = [Text.of("train", tok), Text.of("held-out", tok)]
-        torch.save([tuple(map(torch.from_numpy, x)) for x in t], str(cache) + name); os.rename(str(cache) + name, cache)
-    train_text, held_text = [Text(a.numpy(), b.numpy()) for a, b in torch.load(cache)]
-    model = build(name, seed)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    opts = [Muon(matrices, lr=muon_lr), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)]
-    base = [o.param_groups[0]["lr"] for o in opts]
-    state = dict(step=0, tokens=0, elapsed=0.0, solved=False, ema=0.0)
-    ck = folder / "checkpoint.pt"
-    if ck.exists():
-        s = torch.load(ck, weights_only=True)
-        model.load_state_dict(s["model"]); [o.load_state_dict(x) for o, x in zip(opts, s["opts"])]; state = s["state"]
-    log = open(folder / "log.txt", "a")
-    def say(*a):
-        print(*a, file=log, flush=True)
-    mix = Mixture(tok, train_text, random.Random(f"{seed} {state['step']} {name}"))
-    say(name, sum(p.numel() for p in model.parameters()), "params", len(train_text.ids), "tokens")
-    last = time.time(); saved = tested = last; acc = []; lmloss = []; first = None
-    while True:
-        now = time.time(); state["elapsed"] += now - last; last = now
-        part = state["elapsed"] / (minutes * 60)
-        if part >= 1: break
-        lens, shares = curriculum(part, state["solved"])
-        length = mix.rng.choices(LENGTHS, lens)[0]
-        per = TOKENS_PER_STEP if state["solved"] else TOKENS_PER_STEP // 2
-        ids, w = mix.batch(max(1, per // length), length, shares, 0.15 if part > 0.5 and state["ema"] > .9 else 0.0)
-        ids, w = torch.from_numpy(ids), torch.from_numpy(w)
-        f = learning_rate(part, state["step"])
-        for o, b in zip(opts, base):
-            for g in o.param_groups: g["lr"] = b * f
-        ce, ww, hit = losses(model, ids, w)
-        loss = (ce * ww).sum() / ww.sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in opts: o.step(); o.zero_grad(set_to_none=True)
-        state["step"] += 1; state["tokens"] += ids.numel()
-        a = ww == ANSWER
-        if a.any():
-            acc.append(hit[a].float().mean().item()); state["ema"] += 0.05 * (acc[-1] - state["ema"])
-        if (~a).any(): lmloss.append(ce[~a].mean().item())
-        if not state["solved"] and (state["ema"] > 0.75 or part > 0.5):
-            state["solved"] = True; say("solved at", state)
-        if state["step"] % 20 == 0:
-            say(f"step {state['step']} part {part:.3f} tok {state['tokens']/1e6:.2f}M el {state['elapsed']/60:.1f} acc {sum(acc)/max(1,len(acc)):.3f} rest {sum(lmloss)/max(1,len(lmloss)):.3f} tok/s {state['tokens']/state['elapsed']:.0f}"); acc = []; lmloss = []
-        if now - saved > 180:
-            torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts], state=state), str(ck) + ".tmp"); os.replace(str(ck) + ".tmp", ck); saved = now
-        if now - tested > 300 and state["ema"] > 0.3:
-            say("EVAL", quick(model, tok, held_text)); tested = now; 
-    torch.save(dict(model=model.state_dict(), opts=[o.state_dict() for o in opts], state=state), ck)
-    say("FINAL", quick(model, tok, held_text, 24), state)
+
+    if not (folder / "tokenizer.json").exists():
+        tokenizers.train(corpus.documents("train")).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
-@torch.no_grad()
-def quick(model, tok, text, cases=6):
-    out = {}
-    for length in (512, 1024, 2048, 4096):
-        mix = Mixture(tok, text, random.Random(length), part="held-out")
-        good = n = 0
-        for _ in range(cases):
-            made = needles_case(mix, length)
-            ids = torch.tensor([made.ids]); w = torch.tensor([made.weights])
-            ce, ww, hit = losses(model, ids, w)
-            # per ask
-            ends = (ww == 1.0).nonzero().flatten().tolist(); b = 0
-            for e in ends:
-                good += bool(hit[b:e + 1].all()); n += 1; b = e + 1
-        out[length] = round(good / n, 3)
-    i = torch.from_numpy(text.ids[: 16 * 1025].reshape(16, 1025).copy())
-    ce, _, _ = losses(model, i, torch.ones_like(i, dtype=torch.float32))
-    out["ppl"] = round(ce.mean().exp().item(), 2)
-    return out
+def _edit(path: Path, **changes: Any) -> None:
+    """Set some values of a JSON file; None removes one."""
+    held = {**json.loads(path.read_text()), **changes}
+    kept = {name: value for name, value in held.items() if value is not None or name not in changes}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
-def needles_case(mix, length):
-    from recollect.zoo import needles
-    from recollect.zoo.mixture import Sequence_
-    made = needles.single(mix.rng, 8, mix.part)
-    planted = [mix._encode(x) for x in made.planted]
-    tail = [mix._asked(x) for x in made.asks]
-    end = [t for s in tail for t in s.ids]; ew = [t for s in tail for t in s.weights]
-    hay = mix._lines(length - 1 - len(end) - sum(map(len, planted)))
-    ids = [0]
-    for piece, _ in mix._interleave(planted, hay): ids += piece
-    return Sequence_(ids + end, [0.0] * len(ids) + ew)
+def _card(name: str, run: _Run, seed: int) -> dict[str, Any]:
+    state = run.state
+    return {
+        "name": name,
+        "parameters": run.model.num_parameters(),
+        "trained_on": f"standard library of Python {platform.python_version()}",
+        "recipe": {
+            "script": f"recollect zoo train {name}",
+            "mixture": "source text; repeated spans; puzzles buried in source text",
+            "lengths": list(LENGTHS),
+            "tokens_per_step": TOKENS_PER_STEP,
+            "optimizers": "Muon for matrices, AdamW for the rest; linear decay to 0",
+            "head_start": "copying circuit sketched in the initial weights (head_start.py)",
+            "seed": seed,
+            "steps": state.step,
+            "tokens": state.tokens,
+            "minutes": round(state.seconds / 60, 1),
+        },
+    }
 
 
-if __name__ == "__main__":
-    import sys
-    run(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+def _bar(wanted: bool) -> Any:
+    """A context that gives a function to show progress with, or None."""
+    if not wanted:
+        return nullcontext(None)
+    return _Bar()
+
+
+class _Bar:
+    def __enter__(self) -> Any:
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, transient=True)
+        self._bars.start()
+        self._task = self._bars.add_task("training", total=1.0)
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def _show(self, part: float, loss: float, state: Progress) -> None:
+        text = f"{state.tokens / 1e6:.2f}M tokens · loss {loss:.2f} · recall {state.recall:.0%}"
+        self._bars.update(self._task, completed=part, description=text)
