@@ -64,8 +64,11 @@ def test_padding_inside_a_compressed_batch_is_refused(model, ids):
         model(input_ids=ids, past_key_values=cache)
         mask = torch.ones(2, 125, dtype=torch.int64)
         mask[1, 124:] = 0
+        before = cache.copy()
         with refuses(HostError, "cannot be padded"):
             model(input_ids=ids[:, :5], attention_mask=mask, past_key_values=cache)
+        expected = model(input_ids=ids[:, :5], past_key_values=before).logits
+        assert torch.equal(model(input_ids=ids[:, :5], past_key_values=cache).logits, expected)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(model):

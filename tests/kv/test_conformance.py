@@ -11,7 +11,7 @@ from recollect.recipe import recipes
 NAMES = [recipe.name for recipe in recipes("kv")]
 DROPPING = [name for name in NAMES if name not in ("full", "kivi")]
 ONCE = [name for name in DROPPING if not policy(name).schedule.repeats]
-COMPOSED = ["snapkv + kivi", "adakv + kivi", "expected-attention + adakv", "chelsea + kivi"]
+COMPOSED = ["snapkv + kivi", "adakv + kivi", "expected-attention + adakv", "h2o + adakv"]
 
 
 def args_of(spec, arguments):

@@ -50,6 +50,7 @@ def test_impossible_budgets_are_refused(keep):
     [
         (lambda: policy("kivi", keep=0.5), "nothing here drops tokens"),
         (lambda: policy("h2o + kivi", keep=0.5), "cannot be evicted one by one"),
+        (lambda: policy("chelsea + kivi", keep=0.5), "pass weigh=False"),
         (lambda: policy("tova + adakv", keep=0.5), "same tokens in all heads"),
         (lambda: policy("knorm + adakv", keep=0.5), "not comparable between heads"),
         (lambda: policy("snapkv", keep=0.5, windows=3), "did you mean 'window'"),

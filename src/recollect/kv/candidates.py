@@ -137,3 +137,20 @@ class Chunk:
     next_position: torch.Tensor
     rope: LayerRope | None = None
     first: bool = True
+
+    def even(self) -> Chunk:
+        """The same pass with equally long heads in every row: where they differ, every KV head
+        becomes a batch row of its own."""
+        if not self.candidates.has_uneven_heads():
+            return self
+        heads = self.candidates.shape[1]
+        batch, all_heads, new, width = self.q.shape
+        return Chunk(
+            self.q.reshape(batch * heads, all_heads // heads, new, width),
+            self.candidates.per_head(),
+            self.scale,
+            self.memory.per_head(heads),
+            self.next_position.repeat_interleave(heads),
+            self.rope,
+            self.first,
+        )

@@ -36,7 +36,7 @@ def decide(layer: KVLayer, chunk: Chunk) -> Slab | None:
         return _merge(policy.merge, candidates, budget, slack)
 
     assert policy.score is not None
-    ranked = policy.score.rank(_even(chunk)).view(*candidates.shape)
+    ranked = policy.score.rank(chunk.even()).view(*candidates.shape)
     ranked = _protect(layer, ranked, candidates, budget)
     counts = policy.heads.counts(ranked, budget, lengths, layer.prompt.to(device), layer.plan.index)
     counts = torch.minimum(torch.maximum(counts, protected_counts(ranked)), lengths)
@@ -53,23 +53,6 @@ def decide(layer: KVLayer, chunk: Chunk) -> Slab | None:
     if policy.positions.contiguous:
         _close_gaps(layer, slab, sinks=policy.protect.sinks)
     return slab
-
-
-def _even(chunk: Chunk) -> Chunk:
-    """A chunk in which all heads of a row are equally long: uneven heads become batch rows."""
-    if not chunk.candidates.has_uneven_heads():
-        return chunk
-    heads = chunk.candidates.shape[1]
-    batch, all_heads, new, width = chunk.q.shape
-    return Chunk(
-        chunk.q.reshape(batch * heads, all_heads // heads, new, width),
-        chunk.candidates.per_head(),
-        chunk.scale,
-        chunk.memory.per_head(heads),
-        chunk.next_position.repeat_interleave(heads),
-        chunk.rope,
-        chunk.first,
-    )
 
 
 def _protect(

@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from recollect.core.codecs.affine import PackedKV
-from recollect.errors import HostError
+from recollect.errors import HostError, RecollectError
 from recollect.kv import attention
 from recollect.kv.candidates import Candidates, Chunk, Memory
 from recollect.kv.decide import decide
@@ -170,18 +170,23 @@ class KVLayer(CacheLayerMixin):
 
         Returns (output (B, Q, H, Dv), None), as the host's attention functions do.
         """
-        self._check_owner(module)
         assert self._pending is not None
         (k, v), self._pending = self._pending, None
-        if self.slab is None:
-            self.padding = attention.left_padding(mask, k.shape[2], strict=not self._is_plain)
-            out = host(module, query, k, v, mask, **options)
-            self._timed(self._start, query, k, v, _scale(options, query))
-            return out
-        if self.padding is not None and not self.dropped:
-            self._learn_more_padding(mask, k.shape[2])
-        self.slab.append(k, v, self.seen - k.shape[2])
-        out = attention.attend(self, module, query, mask, host, options)
+        held = None if self.slab is None else self.slab.longest
+        try:
+            self._check_owner(module)
+            if self.slab is None:
+                self.padding = attention.left_padding(mask, k.shape[2], strict=not self._is_plain)
+                out = host(module, query, k, v, mask, **options)
+                self._timed(self._start, query, k, v, _scale(options, query))
+                return out
+            if self.padding is not None and not self.dropped:
+                self._learn_more_padding(mask, k.shape[2])
+            self.slab.append(k, v, self.seen - k.shape[2])
+            out = attention.attend(self, module, query, mask, host, options)
+        except RecollectError:
+            self._undo(k.shape[2], held)
+            raise
         if not self._is_plain:
             self._timed(self._continue, query, _scale(options, query))
         return out
@@ -233,6 +238,16 @@ class KVLayer(CacheLayerMixin):
         return self.plan.policy.is_plain
 
     _scale: float | None = None
+
+    def _undo(self, new: int, held: int | None) -> None:
+        """After a refusal: be as before the tokens came (`held` of them in the longest head)."""
+        if held is None:
+            self.reset()
+            return
+        assert self.slab is not None
+        self.seen -= new
+        if self.slab.longest > held:
+            self.slab.drop_newest(new)
 
     def _start(self, query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> None:
         """Keep what the policy says of the first tokens."""
@@ -364,8 +379,10 @@ class KVLayer(CacheLayerMixin):
         assert self.slab is not None
         if "position" not in self.slab.columns:
             return self.seen - self.slab.longest <= position
-        rows, _ = self.slab.aligned_rows()
-        return int(self.slab.columns["position"][rows].min()) <= position
+        if not bool(self.slab.lengths.all()):
+            return False
+        oldest = self.slab.columns["position"][self.slab.starts.to(self.slab.k.device)]
+        return int(oldest.max()) <= position
 
     def _timed(self, step: Any, *args: Any) -> None:
         started = time.perf_counter()

@@ -15,6 +15,11 @@ from recollect.kv.candidates import Candidates
 class Merge:
     """Contract of a merge: the candidates, reduced to `tokens` per head of every row."""
 
+    @property
+    def weighs(self) -> bool:
+        """Whether merged tokens carry a bias that attention has to add."""
+        return False
+
     def apply(self, candidates: Candidates, tokens: int) -> Candidates:
         """Reduced candidates of one batch row, with a `bias` column: log of how many tokens each
         stands for, to be added to its logit."""
@@ -39,6 +44,10 @@ class ClusterMerge(Merge):
     def __post_init__(self) -> None:
         if self.chunk < 2 or self.chunk % 2:
             raise RecipeError(f"chunk must be even and at least 2, got {self.chunk}")
+
+    @property
+    def weighs(self) -> bool:
+        return self.weigh
 
     def apply(self, candidates: Candidates, tokens: int) -> Candidates:
         total = candidates.shape[2]

@@ -89,6 +89,11 @@ class KVPolicy:
                 f"{type(self.schedule).__name__} evicts again and again, but encoded tokens cannot "
                 "be evicted one by one; combine the codec with a recipe that decides after prefill"
             )
+        if self.codec is not None and self.merge is not None and self.merge.weighs:
+            raise RecipeError(
+                "encoded tokens cannot carry the weight of merged ones; pass weigh=False, or drop "
+                "the codec"
+            )
         if self.codec is not None and self.positions.contiguous:
             raise RecipeError("encoded keys cannot be moved to other positions; drop the codec")
         if isinstance(self.heads, FlatHeads) and self.score is not None:

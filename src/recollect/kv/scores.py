@@ -135,9 +135,11 @@ class AttentionMass(Score):
             raise RecipeError(f"recent_share lies in [0, 1], got {self.recent_share}")
 
     def observe(self, chunk: Chunk) -> dict[str, torch.Tensor]:
-        c = chunk.candidates
-        mass = attention_stats.column_mass(chunk.q, c.k, chunk.scale, c.row_padding())
-        return {"mass": scores.heavy_hitters(mass, c.shape[1])}
+        even = chunk.even()
+        c = even.candidates
+        mass = attention_stats.column_mass(even.q, c.k, even.scale, c.row_padding())
+        hits = scores.heavy_hitters(mass, c.shape[1])
+        return {"mass": hits.view(chunk.candidates.shape)}
 
     def protects(self, budget: int) -> tuple[int, int]:
         return 0, int(self.recent_share * budget)

@@ -180,7 +180,7 @@ class Slab:
     def drop_newest(self, tokens: int) -> None:
         """Forget the last `tokens` rows of every segment; they must be fresh ones."""
         self.lengths -= tokens
-        self.fresh -= tokens
+        self.fresh = max(self.fresh - tokens, 0)
         self._settle()
 
     def drop_oldest(self, counts: torch.Tensor) -> None:
