@@ -19,10 +19,10 @@ CONSTANT = 5.0  # the first channel of every embedding, in standard deviations
 WRITTEN = 1.25  # size of what the first layer writes, relative to what it reads
 COPIED = 2.0  # size of what the later layers copy
 FAST_PAIRS = 4  # RoPE pairs that tell neighbours apart
-SLOW_FROM = 7  # first RoPE pair that hardly turns over a few hundred tokens
+SLOW_FROM = 9  # first RoPE pair that hardly turns over a few hundred tokens
 LOOK_BACK_GAIN = 3.0  # of normalized queries and keys (models without have sharper weights)
 MATCH_GAIN = 3.0
-MATCH = 3.0
+MATCH = 4.0
 
 
 @torch.no_grad()

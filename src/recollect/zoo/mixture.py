@@ -132,7 +132,7 @@ class Mixture:
             return needles.multi_value(rng, max(2, count // 2), 2, self.part, mark)
         if draw < hard:
             return needles.variables(rng, max(1, count // 3), 1, self.part, mark)
-        return needles.single(rng, count, self.part, mark, alike=rng.random() < _ALIKE)
+        return needles.single(rng, count, self.part, mark, alike=rng.random() < min(_ALIKE, 3 * hard))
 
     def _bury(self, planted: list[list[int]], hay: list[int]) -> Weighted:
         """The planted lines in their order between lines of hay."""

@@ -180,7 +180,7 @@ class _Run:
         lengths, shares = curriculum(part, state.solved)
         length = mixture.rng.choices(LENGTHS, lengths)[0]
         # Chains and lists of values need single facts first.
-        hard = 0.15 if part > 0.5 and state.recall > 0.9 else 0.0
+        hard = 0.15 if part > 0.4 and state.recall > 0.9 else 0.0
         batch = mixture.batch(max(1, TOKENS_PER_STEP // length), length, shares, hard)
         ids, weights = (torch.from_numpy(array).to(self.model.device) for array in batch)
         entropy, weights, hits = losses(self.model, ids, weights)
@@ -198,7 +198,7 @@ class _Run:
         answers = hits[weights == ANSWER]
         if len(answers):
             state.recall += 0.05 * (answers.float().mean().item() - state.recall)
-        state.solved = state.solved or state.recall > 0.85 or part > 0.5
+        state.solved = state.solved or state.recall > 0.75 or part > 0.5
         return loss.item()
 
     def checkpoint(self) -> None:
@@ -257,7 +257,7 @@ def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
             matrices.append(weight)
     groups = [{"params": matrices, "peak": 0.02}]
     if matching:
-        groups.append({"params": matching, "peak": 0.004})
+        groups.append({"params": matching, "peak": 0.015})
     rest = [{"params": vectors, "peak": 3e-3}, {"params": embeddings, "peak": 0.02}]
     return [Muon(groups), torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.01)]
 
