@@ -1,10 +1,11 @@
-"""The command line: ``recollect demo | eval | report | generate | recipes | zoo``."""
+"""The command line: ``recollect demo | eval | report | generate | calibrate | recipes | zoo``."""
 
 from __future__ import annotations
 
 import click
 
 from recollect import __version__
+from recollect.cli.calibrate import calibrate
 from recollect.cli.common import Group, debug_option
 from recollect.cli.demo import demo
 from recollect.cli.evaluate import evaluate
@@ -28,5 +29,5 @@ def main() -> None:
     """
 
 
-for _command in (demo, evaluate, report, generate, recipes, zoo):
+for _command in (demo, evaluate, report, generate, calibrate, recipes, zoo):
     main.add_command(_command)

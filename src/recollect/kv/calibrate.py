@@ -79,7 +79,7 @@ def calibrate_gates(
             with torch.no_grad():
                 gates.clamp_(0, 1)
             if progress is not None:
-                progress(steps, float(distance), float(gates.mean()))
+                progress(steps, float(distance), float(gates.detach().mean()))
     finally:
         model.set_attn_implementation(before)
         for parameter, required in frozen:
