@@ -9,9 +9,9 @@ import click
 from recollect.cli.common import debug_option, json_option, load_model
 from recollect.cli.evaluate import measure
 
-MODEL = "/tmp/snap"
-RECIPES = ("streaming-llm", "knorm", "snapkv", "adakv", "expected-attention", "kivi",
-           "snapkv + kivi")  # fmt: skip
+MODEL = "tiny-qwen"
+RECIPES = ("streaming-llm", "snapkv", "adakv", "expected-attention", "chelsea", "duo-attention",
+           "kivi(recent=32)", "snapkv + kivi(recent=32)")  # fmt: skip
 TASKS = ("needle-keys", "turns", "code", "perplexity")
 
 
@@ -29,7 +29,7 @@ TASKS = ("needle-keys", "turns", "code", "perplexity")
 @json_option
 @debug_option
 def demo(folder: Path, threads: int, as_json: bool) -> None:
-    """Measure seven recipes on a tiny trained model and Python's own source; about two minutes.
+    """Measure eight recipes on a tiny trained model and Python's own source; about two minutes.
 
     \b
     Example:

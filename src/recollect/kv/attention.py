@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Output = tuple[torch.Tensor, Any]
 
+# Elements of a dense float32 cache below which a call of ours costs more than it saves.
+SHORT = 1 << 22
+
 
 def attend(
     layer: KVLayer,
@@ -32,7 +35,7 @@ def attend(
     assert layer.slab is not None
     plain = not layer.dropped and layer.packed is None
     special = [name for name in CHANGES_LOGITS if options.get(name) is not None]
-    ours = layer.plan.kernel == "auto" and not special and _is_fast(layer, query)
+    ours = not special and _ours(layer, query)
     if plain:
         if ours and _sees_everything(mask, query) and layer.padding is None:
             return _by_kernel(layer, query, options)
@@ -76,11 +79,17 @@ def left_padding(mask: Any, total: int, *, strict: bool) -> torch.Tensor | None:
     return padding
 
 
-def _is_fast(layer: KVLayer, query: torch.Tensor) -> bool:
-    """Whether a kernel of ours beats the host's on these tensors."""
-    assert layer.slab is not None
-    rows = query.shape[2] * query.shape[1] // layer.slab.heads
-    return kernels.is_fast(query.device, query.dtype, rows, ragged=layer.slab.length is None)
+def _ours(layer: KVLayer, query: torch.Tensor) -> bool:
+    """Whether to use a kernel of ours: told to, or left to choose and ours beats the host's."""
+    slab = layer.slab
+    assert slab is not None
+    if layer.plan.kernel != "auto":
+        return layer.plan.kernel == "ours"
+    elements = slab.longest * slab.heads * slab.batch * (slab.k.shape[-1] + slab.v.shape[-1])
+    if slab.length is not None and query.dtype == torch.float32 and elements < SHORT:
+        return False
+    rows = query.shape[2] * query.shape[1] // slab.heads
+    return kernels.is_fast(query.device, query.dtype, rows, ragged=slab.length is None)
 
 
 def _sees_everything(mask: Any, query: torch.Tensor) -> bool:

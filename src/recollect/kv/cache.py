@@ -21,7 +21,7 @@ from recollect.kv.report import CacheReport, LayerReport
 from recollect.kv.rope import LayerRope, RopeTap
 from recollect.recipe import Composition
 
-KERNELS = ("auto", "host")
+KERNELS = ("auto", "host", "ours")
 
 
 def kv_cache(
@@ -37,8 +37,8 @@ def kv_cache(
         model: any transformers decoder that uses the attention interface.
         spec: recipe name, ``"a + b(x=1)"``, one line of YAML, or a `KVPolicy`.
         kernel: ``auto`` uses our kernels where they are faster (equal to the host's within 1e-5 in
-            float32); ``host`` uses the model's own attention throughout (bit-identical while
-            nothing is dropped).
+            float32); ``host`` uses the model's own attention wherever it can (bit-identical while
+            nothing is dropped); ``ours`` uses our kernels wherever they can.
         arguments: `keep` (fraction or number of tokens per head) and any parameter of the recipe.
 
     Raises:

@@ -33,7 +33,7 @@ class LayerPlan:
         policy: the policy of the whole cache.
         index: the layer's number in the model.
         rank, layers: its number among the layers the policy governs, and how many those are.
-        kernel: `auto` or `host`.
+        kernel: `auto`, `host` or `ours`.
         rope: the layer's rotary embedding, where the policy needs it.
     """
 
