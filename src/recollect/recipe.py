@@ -39,7 +39,8 @@ class Recipe:
             (Ada-KV shares out a budget for any score; alone it scores like SnapKV).
         needs: what it asks of the host beyond keys and values: ``queries``, ``rope``, ``artefact``.
         reported: what its paper reported, in the paper's own units.
-        status: ``works`` (invariants, oracle and ordering hold in the tests) or ``experimental``.
+        status: ``works`` when invariants, an independent oracle and the ordering its paper claims
+            hold in the tests; ``experimental`` while the ordering is not shown on a trained model.
     """
 
     name: str

@@ -65,6 +65,7 @@ register(
         stages={"score": LastQueryAttention(), "schedule": EverySteps(steps=1)},
         needs=("queries",),
         reported="close to full at 1/8 of the cache in most long-range tasks",
+        status="experimental",
     ),
     Recipe(
         name="snapkv",
@@ -88,6 +89,7 @@ register(
         fallback={"score": WindowAttention()},
         needs=("queries",),
         reported="matches the full cache with 12% kept on LongBench (LLaMA-3-8B)",
+        status="experimental",
     ),
     Recipe(
         name="adakv",
@@ -101,6 +103,7 @@ register(
         needs=("queries",),
         reported="LongBench, Mistral-7B, 128/1024 tokens: SnapKV 34.55/41.35 -> 35.48/41.61; "
         "RULER-4k at 20% kept: 39.0 -> 46.0",
+        status="experimental",
     ),
     Recipe(
         name="expected-attention",
@@ -123,6 +126,7 @@ register(
         summary="Tokens whose keys have a small norm; no queries needed.",
         stages={"score": KeyNorm()},
         reported="Qwen3-8B on RULER-4k with 25/50/75/88% removed: 86.4/69.3/34.7/7.7 (kvpress)",
+        status="experimental",
     ),
     Recipe(
         name="kivi",
