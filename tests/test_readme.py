@@ -29,3 +29,10 @@ def test_files_the_readme_points_to_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_the_recipe_table_is_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import generate_docs
+
+    assert generate_docs.recipes_table() in (ROOT / "README.md").read_text()
