@@ -84,6 +84,15 @@ def test_chains_of_names_are_planted_from_the_value_on():
     assert puzzle.asks[0].answer.split() == [second[0], first[0], first[1]]
 
 
+def test_different_keys_end_differently_and_alike_keys_do_not():
+    for seed in range(20):
+        different = needles.distinct_keys(random.Random(seed), 8, "held-out")
+        assert len({key.split("_")[1] for key in different}) == 8
+        alike = needles.alike_keys(random.Random(seed), 8, "held-out")
+        assert len(set(alike)) == 8
+        assert len({key.split("_")[1] for key in alike}) <= 3
+
+
 def test_burying_keeps_all_lines_in_their_order():
     lines, planted = [f"line {n}\n" for n in range(50)], ["# a 1\n", "# b 2\n", "# c 3\n"]
     text = needles.bury(planted, lines, random.Random(0)).splitlines(keepends=True)

@@ -46,10 +46,10 @@ def test_stock_classes_load_float32_weights_and_the_zoos_own_tokenization(name):
 @pytest.mark.parametrize("length", bars.BARS)
 def test_one_needle_among_eight_is_recalled(loaded, length, request):
     name, model, tokenizer = loaded
-    if name == "tiny-llama":
-        reason = "intermediate weights: measured below 0.5 at 1,024 tokens"
+    if (name, length) == ("tiny-llama", 4096):
+        reason = "measured 0.894 of 320 cases"
         request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
-    cases = {1024: 96, 2048: 64, 4096: 48}[length]
+    cases = {1024: 128, 2048: 96, 4096: 64}[length]
     exact = bars.recall(model, tokenizer, length, cases, seed=1)["exact"]
     print(f"{name} at {length}: {exact:.3f} of {cases}")
     assert exact >= bars.BARS[length]

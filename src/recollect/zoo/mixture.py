@@ -16,7 +16,7 @@ from recollect.zoo import corpus, needles
 ANSWER = 4.0
 """Weight of the tokens of an answer; a token of ordinary text has 1."""
 
-_ALIKE = 0.4  # share of the puzzles of single facts whose keys share words
+_ALIKE = 0.4  # share of single-fact puzzles whose keys share words, once there are hard ones
 _HAY = 0.25  # share of the text around a puzzle that is learned: enough, and cheaper than all
 
 
@@ -72,7 +72,8 @@ class Mixture:
             rows: number of sequences.
             length: tokens of each.
             shares: of source text, of repeated spans, of puzzles.
-            hard: share of the puzzles that have several values or chains of names.
+            hard: share of the puzzles that have several values or chains of names. Above 0, some
+                of the others have keys that are alike.
         """
         made = []
         for kind in self.rng.choices(("source", "repeats", "puzzle"), shares, k=rows):
@@ -132,7 +133,8 @@ class Mixture:
             return needles.multi_value(rng, max(2, count // 2), 2, self.part, mark)
         if draw < hard:
             return needles.variables(rng, max(1, count // 3), 1, self.part, mark)
-        return needles.single(rng, count, self.part, mark, alike=rng.random() < min(_ALIKE, 3 * hard))
+        alike = hard > 0 and rng.random() < _ALIKE
+        return needles.single(rng, count, self.part, mark, alike)
 
     def _bury(self, planted: list[list[int]], hay: list[int]) -> Weighted:
         """The planted lines in their order between lines of hay."""

@@ -15,7 +15,7 @@ class Muon(torch.optim.Optimizer):
     """Optimizer for matrices inside a network; embeddings and vectors want AdamW.
 
     Args:
-        params: matrices, all of them 2-D.
+        params: matrices, all of them 2-D, or groups of them.
         lr: size of an update, as the spectral norm it adds to a square matrix.
         momentum: decay of the running mean of gradients (Nesterov).
         decay: decoupled weight decay, per unit of `lr`.
@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[torch.Tensor],
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
         lr: float = 0.02,
         momentum: float = 0.95,
         decay: float = 0.01,

@@ -21,10 +21,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from recollect import zoo
 from recollect.errors import RecipeError, StoreError
 from recollect.zoo import bars, corpus
 from recollect.zoo import tokenizer as tokenizers
 from recollect.zoo.architectures import CONFIGS
+from recollect.zoo.graft import grow
 from recollect.zoo.head_start import sketch_copying
 from recollect.zoo.mixture import ANSWER, Mixture, Text
 from recollect.zoo.muon import Muon
@@ -32,6 +34,25 @@ from recollect.zoo.muon import Muon
 LENGTHS = (256, 512, 1024, 2048, 4096)
 TOKENS_PER_STEP = 4096
 CHECKPOINT_EVERY = 180.0  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the weights of a model start, and the peak rates at which they move.
+
+    Attributes:
+        parent: the trained model it is grown from; None to sketch the copying circuit.
+        muon: rate of Muon for the matrices inside; None for AdamW there too. Where no norm bounds
+            the attention logits, they grow too fast under Muon, and attention saturates.
+        adamw: rate of AdamW for everything else.
+    """
+
+    parent: str | None = None
+    muon: float | None = 0.02
+    adamw: float = 3e-3
+
+
+PLANS = {"tiny-qwen": Plan(), "tiny-llama": Plan("tiny-qwen", muon=None, adamw=1e-3)}
 
 
 @dataclass
@@ -94,7 +115,7 @@ def train(
     except OSError as error:
         raise StoreError(f"cannot write to {folder}: {error}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    run = _Run(config or CONFIGS[name](), folder, device, seed)
+    run = _Run(config or CONFIGS[name](), PLANS[name], folder, device, seed)
     if resume:
         run.restore()
     run.train(minutes * 60, steps, progress)
@@ -143,23 +164,30 @@ def learning_rate(part: float, step: int, warmup: int = 60, hold: float = 0.45) 
 class _Run:
     """A model in training."""
 
-    def __init__(self, config: Any, folder: Path, device: str, seed: int) -> None:
+    def __init__(self, config: Any, plan: Plan, folder: Path, device: str, seed: int) -> None:
         from transformers import AutoModelForCausalLM
 
         self.folder, self.seed, self.state = folder, seed, Progress()
-        self.tokenizer = _tokenizer(folder)
+        self.tokenizer = _tokenizer(folder, plan.parent)
+        self.text = Text.of("train", self.tokenizer)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        self.model = sketch_copying(model, seed).to(device).train()
-        _shield_embeddings(self.model)
-        self.optimizers = _optimizers(self.model)
+        if plan.parent:
+            self.state = Progress(recall=0.7, solved=True)
+            mixture = Mixture(self.tokenizer, self.text, random.Random(f"{seed} grow"))
+            ids = torch.from_numpy(mixture.batch(28, 1024, (0.3, 0.1, 0.6))[0])
+            grow(zoo.load(plan.parent)[0], model, ids)
+        else:
+            sketch_copying(model, seed)
+        self.model = model.to(device).train()
+        self.optimizers = _optimizers(self.model, plan)
 
     def train(self, seconds: float, steps: int | None, progress: bool) -> None:
         """Train until the time is over or the steps are made; leaves a checkpoint."""
         state = self.state
         # Continue with fresh data, not with that of the first steps again.
         rng = random.Random(f"{self.seed} {state.step}")
-        mixture = Mixture(self.tokenizer, Text.of("train", self.tokenizer), rng)
+        mixture = Mixture(self.tokenizer, self.text, rng)
         before = saved = time.monotonic()
         with _bar(progress) as show:
             while state.seconds < seconds and (steps is None or state.step < steps):
@@ -229,37 +257,20 @@ class _Run:
             ) from error
 
 
-def _shield_embeddings(model: Any) -> None:
-    """Let no gradient through the first layer's queries and keys back into the embeddings.
-
-    The sketched look-back heads are sharp. Where no norm bounds their logits, the gradient of that
-    sharpness is ten times that of everything else, and embeddings learn nothing but it.
-    """
-    attention = model.model.layers[0].self_attn
-    for projection in (attention.q_proj, attention.k_proj):
-        projection.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach(),))
-
-
-def _optimizers(model: Any) -> list[torch.optim.Optimizer]:
-    """Muon for matrices, AdamW for embeddings and vectors; every group knows its peak rate."""
-    vectors, embeddings, matrices, matching = [], [], [], []
+def _optimizers(model: Any, plan: Plan) -> list[torch.optim.Optimizer]:
+    """The optimizers of a plan; every group knows its peak rate."""
+    matrices: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
     for name, weight in model.named_parameters():
-        layer_matches = "q_proj" in name or "k_proj" in name
-        if weight.ndim != 2:
-            vectors.append(weight)
-        elif "embed" in name:
-            embeddings.append(weight)
-        elif layer_matches and not hasattr(model.model.layers[0].self_attn, "q_norm"):
-            # Logits that no norm bounds grow without end under Muon's full rate, and attention
-            # then saturates.
-            matching.append(weight)
-        else:
-            matrices.append(weight)
-    groups = [{"params": matrices, "peak": 0.02}]
-    if matching:
-        groups.append({"params": matching, "peak": 0.015})
-    rest = [{"params": vectors, "peak": 3e-3}, {"params": embeddings, "peak": 0.02}]
-    return [Muon(groups), torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.01)]
+        inside = plan.muon and weight.ndim == 2 and "embed" not in name
+        (matrices if inside else others).append(weight)
+    adamw = {"params": others, "peak": plan.adamw}
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([adamw], betas=(0.9, 0.95), weight_decay=0.01)
+    ]
+    if plan.muon:
+        found.append(Muon([{"params": matrices, "peak": plan.muon}]))
+    return found
 
 
 def losses(
@@ -280,10 +291,12 @@ def losses(
     return entropy, weights[:, 1:][wanted], logits.detach().argmax(-1) == targets
 
 
-def _tokenizer(folder: Path) -> Any:
-    """The tokenizer of an earlier run in this folder, else a newly trained one."""
+def _tokenizer(folder: Path, parent: str | None) -> Any:
+    """The tokenizer of the parent or of an earlier run in this folder, else a new one."""
     from transformers import AutoTokenizer
 
+    if parent:
+        return AutoTokenizer.from_pretrained(zoo.path(parent))
     if not (folder / "tokenizer.json").exists():
         tokenizers.train(corpus.documents("train")).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
@@ -297,7 +310,7 @@ def _edit(path: Path, **changes: Any) -> None:
 
 
 def _card(name: str, run: _Run, seed: int) -> dict[str, Any]:
-    state = run.state
+    state, plan = run.state, PLANS[name]
     return {
         "name": name,
         "parameters": run.model.num_parameters(),
@@ -307,8 +320,11 @@ def _card(name: str, run: _Run, seed: int) -> dict[str, Any]:
             "mixture": "source text; repeated spans; puzzles buried in source text",
             "lengths": list(LENGTHS),
             "tokens_per_step": TOKENS_PER_STEP,
-            "optimizers": "Muon for matrices, AdamW for the rest; linear decay to 0",
-            "head_start": "copying circuit sketched in the initial weights (head_start.py)",
+            "optimizers": "Muon for matrices if it has a rate, else AdamW; linear decay to 0",
+            "peak_rates": {k: v for k, v in asdict(plan).items() if k != "parent"},
+            "start": f"grown from {plan.parent} (graft.py)"
+            if plan.parent
+            else "copying circuit sketched in the initial weights (head_start.py)",
             "seed": seed,
             "steps": state.step,
             "tokens": state.tokens,
