@@ -89,7 +89,7 @@ def perplexity(model: Any, tokenizer: Any, tokens: int = 32768, window: int = 10
     """Perplexity of held-out source, in windows that start afresh."""
     ids: list[int] = []
     for text in corpus.documents("held-out"):
-        ids += tokenizer.encode(text, add_special_tokens=False)
+        ids += tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if len(ids) >= tokens:
             break
     rows = min(tokens, len(ids)) // window

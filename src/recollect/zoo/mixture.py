@@ -36,7 +36,9 @@ class Text(NamedTuple):
     @classmethod
     def of(cls, part: corpus.Part, tokenizer: Any) -> Text:
         """Tokenize one part of the corpus, an end token after each file."""
-        encoded = tokenizer(list(corpus.documents(part)), add_special_tokens=False)["input_ids"]
+        encoded = tokenizer(list(corpus.documents(part)), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         end = tokenizer.eos_token_id
         ids = np.concatenate([np.array([*one, end], dtype=np.int64) for one in encoded])
         newline = tokenizer.encode("\n", add_special_tokens=False)[0]
