@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recollect.core.codecs.affine import PackedKV
@@ -67,6 +67,8 @@ def test_constant_groups_have_scale_one_and_codes_zero(bits, value):
     spread=st.sampled_from([0.01, 1.0, 30.0]),
 )
 def test_encoding_what_was_decoded_changes_nothing(bits, dtype, seed, offset, spread):
+    # A 16-bit tensor whose spread is a few of its own steps has no room for a grid of ours.
+    assume(spread > abs(offset) * torch.finfo(dtype).eps * 16)
     draw = torch.Generator().manual_seed(seed)
     x = (torch.randn(32, 16, generator=draw) * spread + offset).to(dtype)
     for quantize, dequantize, group in (
