@@ -77,6 +77,7 @@ def load_model(name: str, dtype: str, device: str, threads: int | None) -> Any:
     """The model and its tokenizer, loaded quietly."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with err.status(f"loading {name} …"):
+        import torch
         from transformers.utils import logging
 
         from recollect.evaluate import subject
@@ -84,17 +85,8 @@ def load_model(name: str, dtype: str, device: str, threads: int | None) -> Any:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         if threads is not None:
-            _limit_threads(threads)
+            torch.set_num_threads(threads)  # our own kernels follow it
         return subject.load(name, dtype=dtype, device=device)
-
-
-def _limit_threads(count: int) -> None:
-    """For torch, and for our own kernels, which numba runs."""
-    import numba
-    import torch
-
-    torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.get_num_threads()))
 
 
 def words(text: str) -> tuple[str, ...]:

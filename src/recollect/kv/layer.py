@@ -202,7 +202,7 @@ class KVLayer(CacheLayerMixin):
                 self.slab.batch, self.slab.heads, 0, self.slab.k.shape[-1]
             )
         scale = self.slab.k.shape[-1] ** -0.5 if self._scale is None else self._scale
-        self._timed(self._settle, self._chunk(queries, scale, first=False), self.plan.drops)
+        self._timed(self._settle, self._chunk(queries, scale), self.plan.drops)
 
     # -- figures ---------------------------------------------------------------------------------
 
@@ -274,7 +274,7 @@ class KVLayer(CacheLayerMixin):
         if not self.plan.drops or not (schedule.repeats or self.deferred):
             self._flush()
             return
-        chunk = self._chunk(query, scale, first=False)
+        chunk = self._chunk(query, scale)
         self._observe(chunk)
         due = schedule.every_chunk and new > 1
         if new == 1 and schedule.every_steps:
@@ -290,7 +290,8 @@ class KVLayer(CacheLayerMixin):
             padding = attention.left_padding(mask, self.seen, strict=not self._is_plain)
             self.padding = self.padding if padding is None else padding
 
-    def _chunk(self, query: torch.Tensor, scale: float, first: bool) -> Chunk:
+    def _chunk(self, query: torch.Tensor, scale: float) -> Chunk:
+        """A pass after the first one, over what the slab holds."""
         assert self.slab is not None
         if self.slab.length is not None:
             k, v = self.slab.dense()
@@ -300,7 +301,9 @@ class KVLayer(CacheLayerMixin):
         else:
             candidates = Candidates(*self.slab.aligned())
         next_position = self._lengths(candidates)
-        return Chunk(query, candidates, scale, self.memory, next_position, self.plan.rope, first)
+        return Chunk(
+            query, candidates, scale, self.memory, next_position, self.plan.rope, first=False
+        )
 
     def _lengths(self, candidates: Candidates) -> torch.Tensor:
         """Real tokens (B,) seen so far in every row."""
