@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint format bench peers docs clean
+.PHONY: help setup browser redis demo test lint format bench peers docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,10 +20,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 browser:  ## install headless Chromium for the report's test, where that is possible
 	sh scripts/install-browser.sh
 
+redis:  ## install a Redis server for the store's tests, where that is possible
+	sh scripts/install-redis.sh
+
 demo: setup  ## run the main job on the shipped model: runs/demo/report.html
 	$(BIN)/recollect demo
 
-test: setup browser  ## run the tests
+test: setup browser redis  ## run the tests
 	$(BIN)/python -m pytest
 
 lint: setup  ## formatting, lint, types, and who may import whom

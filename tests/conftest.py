@@ -5,8 +5,11 @@ In CI, hypothesis draws the same examples every time.
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from redis_server import ABSENT, BINARY, RedisServer
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -16,3 +19,35 @@ settings.register_profile(
 )
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def redis_url():
+    """A Redis that tests share (RECOLLECT_TEST_REDIS names another one, say a Valkey).
+
+    Tests keep apart by the namespaces they choose.
+    """
+    if url := os.environ.get("RECOLLECT_TEST_REDIS"):
+        yield url
+        return
+    if BINARY is None:
+        pytest.skip(ABSENT)
+    server = RedisServer()
+    yield server.url
+    server.close()
+
+
+@pytest.fixture
+def redis_servers():
+    """Call it for a Redis of one's own, to be killed, frozen or given a password."""
+    if BINARY is None:
+        pytest.skip(ABSENT)
+    servers = []
+
+    def start(*options, password=""):
+        servers.append(RedisServer(*options, password=password))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
