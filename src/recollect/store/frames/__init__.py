@@ -1,0 +1,18 @@
+"""Frames: the self-describing, checksummed containers in which entries of a store are kept."""
+
+from recollect.store.frames.container import Buffer, Frame, Section, nbytes, pack, unpack
+from recollect.store.frames.header import FrameHeader
+from recollect.store.frames.layers import decode_layer, encode_layers, find_codec
+
+__all__ = [
+    "Buffer",
+    "Frame",
+    "FrameHeader",
+    "Section",
+    "decode_layer",
+    "encode_layers",
+    "find_codec",
+    "nbytes",
+    "pack",
+    "unpack",
+]
