@@ -241,18 +241,20 @@ def _digest(protocol: str, kind: str, headers: dict[str, str], request: dict[str
 def _scope_key(
     request: Mapping[str, Any], protocol: str, scope: str, scope_id: str, secret: bytes
 ) -> str:
-    """Users named inside a body narrow the user scope; they never widen it."""
+    """Users named inside a body narrow the user scope (after the colon); they never widen it."""
     if scope == "global":
         return keyed(secret, "global")
+    outer = keyed(secret, scope, scope_id)
     if scope != "user":
-        return keyed(secret, scope, scope_id)
+        return outer
     if protocol == "messages":
         metadata = request.get("metadata")
-        inner = metadata.get("user_id") if isinstance(metadata, Mapping) else None
-        named = [inner]
+        inner = [metadata.get("user_id") if isinstance(metadata, Mapping) else None]
     else:
-        named = [request.get("user"), request.get("safety_identifier")]
-    return keyed(secret, scope, scope_id, canonical(named).decode())
+        inner = [request.get("user"), request.get("safety_identifier")]
+    if all(name is None for name in inner):
+        return outer
+    return f"{outer}:{keyed(secret, 'inner', canonical(inner).decode())}"
 
 
 def _unsafe(request: Mapping[str, Any], protocol: str, last: UserText, rules: SemanticRules) -> str:

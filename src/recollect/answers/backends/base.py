@@ -84,8 +84,15 @@ class Backend(ABC):
         """The entry, or None when there is none or it fails its checks."""
 
     @abstractmethod
+    def all_exact(self, partition: Sequence[str], exact_fp: bytes) -> list[Entry]:
+        """All entries of a request: at most one live one, and one quarantined one per writer."""
+
     def by_exact(self, partition: Sequence[str], exact_fp: bytes, writer: str = "") -> Entry | None:
         """The live entry of a request, else the quarantined one that `writer` wrote."""
+        entries = self.all_exact(partition, exact_fp)
+        live = (entry for entry in entries if entry.status == "live")
+        own = (entry for entry in entries if writer and entry.writer == writer)
+        return next(live, None) or next(own, None)
 
     @abstractmethod
     def scan(self, which: Filter | None = None, *, after: int = 0) -> Iterator[Entry]:
@@ -156,8 +163,8 @@ def open_backend(url: str) -> Backend:
 
 
 def scope_key(partition: Sequence[str]) -> str:
-    """Whose entries these are (see `identity.Partition`)."""
-    return partition[3] if len(partition) > 3 else ""
+    """Whose entries these are, users named inside requests left aside (see `identity`)."""
+    return partition[3].partition(":")[0] if len(partition) > 3 else ""
 
 
 def partition_key(partition: Sequence[str]) -> bytes:

@@ -17,9 +17,6 @@ from recollect.answers.backends.base import (
 )
 from recollect.answers.entry import Entry
 
-# One live entry per request (None), and one quarantined entry per request and writer.
-Slot = tuple[tuple[str, ...], bytes, str | None]
-
 
 class MemoryBackend(Backend):
     """Entries in dictionaries under one lock."""
@@ -29,7 +26,8 @@ class MemoryBackend(Backend):
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._entries: OrderedDict[int, Entry] = OrderedDict()  # least recently used first
-        self._exact: dict[Slot, int] = {}
+        # Request -> writer of a quarantined entry, or None for the live one -> id.
+        self._exact: dict[tuple[tuple[str, ...], bytes], dict[str | None, int]] = {}
         self._children: dict[int, set[int]] = {}
         self._categories: dict[str, int] = {}
         self._observed: dict[int, deque[Observation]] = {}
@@ -43,7 +41,7 @@ class MemoryBackend(Backend):
             self._last_id += 1
             entry = replace(entry, id=self._last_id)
             self._entries[entry.id] = entry
-            self._exact[_slot(entry)] = entry.id
+            self._place(entry)
             self._categories[entry.category] = self._categories.get(entry.category, 0) + 1
             if entry.parent is not None:
                 self._children.setdefault(entry.parent, set()).add(entry.id)
@@ -52,13 +50,10 @@ class MemoryBackend(Backend):
     def get(self, entry_id: int) -> Entry | None:
         return self._entries.get(entry_id)
 
-    def by_exact(self, partition: Sequence[str], exact_fp: bytes, writer: str = "") -> Entry | None:
-        key = tuple(partition)
+    def all_exact(self, partition: Sequence[str], exact_fp: bytes) -> list[Entry]:
         with self._lock:
-            found = self._exact.get((key, exact_fp, None))
-            if found is None and writer:
-                found = self._exact.get((key, exact_fp, writer))
-            return self._entries.get(found) if found is not None else None
+            places = self._exact.get((tuple(partition), exact_fp), {})
+            return [self._entries[entry_id] for entry_id in places.values()]
 
     def scan(self, which: Filter | None = None, *, after: int = 0) -> Iterator[Entry]:
         which = which or Filter()
@@ -86,11 +81,10 @@ class MemoryBackend(Backend):
             if entry is None:
                 return False
             changed = replace(entry, status=status)
-            if self._exact.get(_slot(entry)) == entry_id:
-                del self._exact[_slot(entry)]
+            self._leave(entry)
             self._displace(changed)
             self._entries[entry_id] = changed
-            self._exact[_slot(changed)] = entry_id
+            self._place(changed)
             return True
 
     def touch(self, entry_id: int, now: float) -> None:
@@ -129,18 +123,31 @@ class MemoryBackend(Backend):
 
     def _displace(self, entry: Entry) -> None:
         """Remove the other entry that holds the place of this one."""
-        held = self._exact.get(_slot(entry))
+        held = self._exact.get(_request(entry), {}).get(_slot(entry))
         if held is not None and held != entry.id:
             self.delete([held])
 
+    def _place(self, entry: Entry) -> None:
+        self._exact.setdefault(_request(entry), {})[_slot(entry)] = entry.id
+
+    def _leave(self, entry: Entry) -> None:
+        places = self._exact.get(_request(entry), {})
+        if places.get(_slot(entry)) == entry.id:
+            del places[_slot(entry)]
+            if not places:
+                del self._exact[_request(entry)]
+
     def _forget(self, entry: Entry) -> None:
-        if self._exact.get(_slot(entry)) == entry.id:
-            del self._exact[_slot(entry)]
+        self._leave(entry)
         self._categories[entry.category] -= 1
         self._observed.pop(entry.id, None)
         if entry.parent is not None:
             self._children.get(entry.parent, set()).discard(entry.id)
 
 
-def _slot(entry: Entry) -> Slot:
-    return entry.partition, entry.exact_fp, None if entry.status == "live" else entry.writer
+def _request(entry: Entry) -> tuple[tuple[str, ...], bytes]:
+    return entry.partition, entry.exact_fp
+
+
+def _slot(entry: Entry) -> str | None:
+    return None if entry.status == "live" else entry.writer
