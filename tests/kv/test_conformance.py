@@ -9,7 +9,8 @@ from recollect.kv.policy import policy, stages_of
 from recollect.recipe import recipes
 
 NAMES = [recipe.name for recipe in recipes("kv")]
-DROPPING = [name for name in NAMES if name not in ("full", "kivi")]
+WHOLE = ("full", "kivi", "vattention")  # recipes that drop nothing
+DROPPING = [name for name in NAMES if name not in WHOLE]
 ONCE = [name for name in DROPPING if not policy(name).schedule.repeats]
 COMPOSED = ["snapkv + kivi", "adakv + kivi", "expected-attention + adakv", "h2o + adakv"]
 
@@ -95,7 +96,7 @@ def test_the_budget_is_spent_exactly(spec, keep, model, make, ids):
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_the_kernels_agree_with_the_host_s_own_attention(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     if "kivi" in spec:
         keep["recent"] = 16
     ours = run(model, make(spec, kernel="ours", **keep), ids)
@@ -160,7 +161,7 @@ def _step_with_masks(model, cache, token, kept):
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_a_padded_row_equals_the_same_row_alone(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     short = ids[1:, 37:]
     batch, mask = ids.clone(), torch.ones_like(ids)
     batch[1, :37], mask[1, :37] = 0, 0
@@ -173,7 +174,7 @@ def test_a_padded_row_equals_the_same_row_alone(spec, model, make, ids):
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_permuting_the_batch_permutes_the_result(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     one = run(model, make(spec, **keep), ids)
     other = run(model, make(spec, **keep), ids.flip(0))
     torch.testing.assert_close(one.flip(1), other, rtol=1e-4, atol=1e-4)
@@ -182,7 +183,7 @@ def test_permuting_the_batch_permutes_the_result(spec, model, make, ids):
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_a_reset_cache_remembers_nothing(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     fresh = run(model, make(spec, **keep), ids)
     cache = make(spec, **keep)
     run(model, cache, ids.flip(1))
@@ -194,7 +195,7 @@ def test_a_reset_cache_remembers_nothing(spec, model, make, ids):
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_one_chunk_as_large_as_the_prompt_is_a_plain_prefill(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     plain, chunked = make(spec, **keep), make(spec, **keep)
     model(input_ids=ids, past_key_values=plain)
     chunked.prefill(ids, chunk=ids.shape[1])
@@ -206,7 +207,7 @@ def test_one_chunk_as_large_as_the_prompt_is_a_plain_prefill(spec, model, make, 
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_a_copy_is_independent_and_a_saved_cache_comes_back(spec, model, make, ids, tmp_path):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     cache = make(spec, **keep)
     model(input_ids=ids, past_key_values=cache)
     twin = cache.copy()
@@ -223,7 +224,7 @@ def test_a_copy_is_independent_and_a_saved_cache_comes_back(spec, model, make, i
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_rows_of_the_batch_can_be_reordered_repeated_and_selected(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 0.5}
+    keep = {} if spec in WHOLE else {"keep": 0.5}
     cache = make(spec, **keep)
     model(input_ids=ids, past_key_values=cache)
     question = ids[:, :3]
@@ -238,7 +239,7 @@ def test_rows_of_the_batch_can_be_reordered_repeated_and_selected(spec, model, m
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [*NAMES, *COMPOSED])
 def test_later_tokens_can_be_rolled_back(spec, model, make, ids):
-    keep = {} if spec in ("full", "kivi") else {"keep": 50}  # the codec has room for 4 more
+    keep = {} if spec in WHOLE else {"keep": 50}  # the codec has room for 4 more
     cache = make(spec, **keep)
     if cache.policy.schedule.repeats and cache.policy.keep != 1.0:
         pytest.skip("evicted again since: what was dropped cannot come back")

@@ -1,5 +1,6 @@
 """Keys and values inside one generation, on transformers."""
 
+from recollect.kv.arena import KVArena
 from recollect.kv.cache import RecollectCache, kv_cache
 from recollect.kv.calibrate import calibrate_gates
 from recollect.kv.persist import load_cache
@@ -7,6 +8,7 @@ from recollect.kv.policy import KVPolicy, Positions, Protect, policy
 from recollect.kv.use import use
 
 __all__ = [
+    "KVArena",
     "KVPolicy",
     "Positions",
     "Protect",

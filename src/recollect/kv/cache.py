@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from recollect.errors import HostError, RecipeError
 from recollect.kv import host
+from recollect.kv.arena import KVArena, Tenant
 from recollect.kv.artefacts import bind
 from recollect.kv.layer import KVLayer, LayerPlan
 from recollect.kv.policy import KVPolicy, policy
@@ -29,6 +30,7 @@ def kv_cache(
     spec: str | Composition | KVPolicy = "full",
     *,
     kernel: str = "auto",
+    arena: KVArena | None = None,
     **arguments: Any,
 ) -> RecollectCache:
     """A cache for `model` that follows a recipe; pass it as ``past_key_values``.
@@ -39,13 +41,14 @@ def kv_cache(
         kernel: ``auto`` uses our kernels where they are faster (equal to the host's within 1e-5 in
             float32); ``host`` uses the model's own attention wherever it can (bit-identical while
             nothing is dropped); ``ours`` uses our kernels wherever they can.
+        arena: with ``vattention``, the `arena` of another cache of this model, to share its memory.
         arguments: `keep` (fraction or number of tokens per head) and any parameter of the recipe.
 
     Raises:
         RecipeError: unknown recipe or argument, or a combination that makes no sense.
         HostError: the model cannot be hosted; the message says why.
     """
-    return RecollectCache(model, policy(spec, **arguments), kernel=kernel)
+    return RecollectCache(model, policy(spec, **arguments), kernel=kernel, arena=arena)
 
 
 class RecollectCache(Cache):
@@ -56,7 +59,14 @@ class RecollectCache(Cache):
     the cache's end of life, gives it back.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: KVPolicy, *, kernel: str = "auto") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policy: KVPolicy,
+        *,
+        kernel: str = "auto",
+        arena: KVArena | None = None,
+    ) -> None:
         if kernel not in KERNELS:
             raise RecipeError(f"kernel is one of {', '.join(KERNELS)}, not '{kernel}'")
         model = host.check_model(model)
@@ -65,6 +75,8 @@ class RecollectCache(Cache):
         self.policy = policy = bind(policy, model)
         self.kernel = kernel
         self.model_ref = weakref.ref(model)
+        self._own_arena = arena is None
+        self.arena = _arena(arena, policy, model)
         tap = RopeTap(model, host.attention_modules(model)) if "rope" in policy.needs else None
         try:
             host.attach(model)
@@ -73,9 +85,14 @@ class RecollectCache(Cache):
                 tap.remove()
             raise
         self._release = weakref.finalize(self, _release, self.model_ref, tap)
+        tenant = None if self.arena is None else Tenant(self.arena)
+        if tenant is not None:
+            weakref.finalize(self, tenant.close)
         for rank, index in enumerate(governed):
             rope = self._rope(tap, index)
-            layers[index] = KVLayer(LayerPlan(policy, index, rank, len(governed), kernel, rope))
+            layers[index] = KVLayer(
+                LayerPlan(policy, index, rank, len(governed), kernel, rope, tenant)
+            )
         super().__init__(layers=layers)
 
     @property
@@ -115,7 +132,7 @@ class RecollectCache(Cache):
         compressed context."""
         from recollect.kv.persist import copy_state
 
-        twin = RecollectCache(self._model(), self.policy, kernel=self.kernel)
+        twin = RecollectCache(self._model(), self.policy, kernel=self.kernel, arena=self.arena)
         copy_state(self, twin)
         return twin
 
@@ -185,6 +202,8 @@ class RecollectCache(Cache):
         self._release()
         for layer in self.layers:
             layer.reset()
+        if self.arena is not None and self._own_arena:
+            self.arena.trim()
 
     def __enter__(self) -> RecollectCache:
         return self
@@ -208,6 +227,20 @@ class RecollectCache(Cache):
         if index not in tap.layers:
             raise HostError(f"cannot find the attention module of layer {index}")
         return tap.layers[index]
+
+
+def _arena(given: KVArena | None, policy: KVPolicy, model: PreTrainedModel) -> KVArena | None:
+    """The arena to store in: the given one, a new one, or none where the policy wants none."""
+    if policy.storage is None:
+        if given is not None:
+            raise RecipeError("only 'vattention' stores in an arena; leave arena out")
+        return None
+    if given is not None:
+        return given
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None and policy.storage.context is None:
+        raise RecipeError(f"{type(model).__name__} names no context length; give context=")
+    return KVArena(policy.storage, context or 0)
 
 
 def _release(model_ref: weakref.ref[PreTrainedModel], tap: RopeTap | None) -> None:

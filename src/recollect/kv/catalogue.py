@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from recollect.kv.arena import VirtualSlots
 from recollect.kv.budgets import FlatHeads, HeadClasses, PyramidLayers
 from recollect.kv.codecs import IntCodec
 from recollect.kv.merges import ClusterMerge
@@ -138,6 +139,17 @@ register(
         stages={"codec": IntCodec()},
         reported="2.6x less peak memory, 2.35-3.47x throughput; LongBench, Mistral-7B: "
         "43.54 full, 42.43 at 2 bit, 43.53 at 4 bit",
+    ),
+    Recipe(
+        name="vattention",
+        title="vAttention: Dynamic Memory Management for Serving LLMs without PagedAttention",
+        authors="Prabhu et al. 2024",
+        arxiv="2405.04437",
+        area="kv",
+        summary="Whole sequences in a virtual arena: they grow in place, page by page.",
+        stages={"storage": VirtualSlots()},
+        reported="decode up to 1.97x vLLM's paged kernels; prefill up to 3.92x and 1.45x paged "
+        "FlashAttention and FlashInfer",
     ),
     Recipe(
         name="chelsea",

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 from recollect.core.codecs.affine import PackedKV
 from recollect.errors import HostError, RecollectError
 from recollect.kv import attention
+from recollect.kv.arena import Tenant
 from recollect.kv.candidates import Candidates, Chunk, Memory
 from recollect.kv.decide import decide
 from recollect.kv.handle import KVHandle
@@ -35,6 +36,7 @@ class LayerPlan:
         rank, layers: its number among the layers the policy governs, and how many those are.
         kernel: `auto`, `host` or `ours`.
         rope: the layer's rotary embedding, where the policy needs it.
+        tenant: the cache's place in an arena, where the policy stores in one.
     """
 
     policy: KVPolicy
@@ -43,6 +45,7 @@ class LayerPlan:
     layers: int
     kernel: str
     rope: LayerRope | None = None
+    tenant: Tenant | None = None
 
     @property
     def drops(self) -> bool:
@@ -55,6 +58,7 @@ class KVLayer(CacheLayerMixin):
 
     is_sliding = False
     supports_early_init = False
+    slab: Slab | None = None
 
     def __init__(self, plan: LayerPlan) -> None:
         super().__init__()
@@ -65,10 +69,12 @@ class KVLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
+        if self.slab is not None:
+            self.slab.leave()
         self.is_initialized = False
         self.seen = 0
         self.padding: torch.Tensor | None = None  # (B,) left-padded tokens of each row
-        self.slab: Slab | None = None
+        self.slab = None
         self.packed: PackedKV | None = None
         self.memory = Memory()
         self.budget: torch.Tensor | None = None  # (B,) tokens per head
@@ -204,6 +210,12 @@ class KVLayer(CacheLayerMixin):
         scale = self.slab.k.shape[-1] ** -0.5 if self._scale is None else self._scale
         self._timed(self._settle, self._chunk(queries, scale), self.plan.drops)
 
+    def hold(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store first tokens k (B, K, T, D), v (B, K, T, Dv), all of them exact."""
+        tenant = self.plan.tenant
+        at = self.plan.index
+        self.slab = Slab.from_dense(k, v) if tenant is None else tenant.hold(at, k, v)
+
     # -- figures ---------------------------------------------------------------------------------
 
     @property
@@ -253,7 +265,7 @@ class KVLayer(CacheLayerMixin):
         """Keep what the policy says of the first tokens."""
         self._scale = scale
         if self._is_plain:
-            self.slab = Slab.from_dense(k, v)
+            self.hold(k, v)
             return
         hidden = self.padding is not None and bool((self.padding >= k.shape[2]).any())
         if hidden and not self.deferred:

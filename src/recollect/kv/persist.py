@@ -119,7 +119,8 @@ def _layer_state(layer: Any) -> tuple[Tensors, dict[str, Any]]:
     for name in ("padding", "budget", "prompt"):
         if (value := getattr(layer, name)) is not None:
             tensors[name] = value
-    if (slab := layer.slab) is not None:
+    if layer.slab is not None:
+        slab = layer.slab.portable()
         fact |= {"batch": slab.batch, "heads": slab.heads, "fresh": slab.fresh}
         tensors |= {"slab.k": slab.k, "slab.v": slab.v}
         tensors |= {"slab.starts": slab.starts, "slab.lengths": slab.lengths}
@@ -155,6 +156,10 @@ def _fill_layer(layer: Any, tensors: Tensors, fact: dict[str, Any]) -> None:
         _with_prefix(tensors, "column."),
         fact["fresh"],
     )
+    if layer.plan.tenant is not None:
+        fresh = layer.slab.fresh
+        layer.hold(*layer.slab.dense())
+        layer.slab.fresh = fresh
     packed = _with_prefix(tensors, "packed.")
     layer.packed = PackedKV.from_state_dict(packed) if packed else None
     layer.memory = Memory(tensors.get("queries"), _with_prefix(tensors, "statistics."))

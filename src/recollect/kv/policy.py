@@ -11,7 +11,8 @@ from typing import Any
 
 from recollect.core.budgets import check_keep
 from recollect.errors import RecipeError
-from recollect.kv import budgets, codecs, merges, schedules, scores
+from recollect.kv import arena, budgets, codecs, merges, schedules, scores
+from recollect.kv.arena import VirtualSlots
 from recollect.kv.budgets import EqualHeads, FlatHeads, HeadBudget, LayerBudget, UniformLayers
 from recollect.kv.codecs import IntCodec
 from recollect.kv.merges import Merge
@@ -56,7 +57,7 @@ class KVPolicy:
     Attributes:
         keep: fraction (float in (0, 1]) or number (int) of tokens kept per KV head, on average over
             the layers, protected ones included.
-        score, layers, heads, protect, merge, codec, positions, schedule: the stages.
+        score, layers, heads, protect, merge, codec, positions, schedule, storage: the stages.
     """
 
     keep: float | int = 1.0
@@ -68,6 +69,7 @@ class KVPolicy:
     codec: IntCodec | None = None
     positions: Positions = field(default_factory=Positions)
     schedule: Schedule = field(default_factory=AfterPrefill)
+    storage: VirtualSlots | None = None
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
@@ -96,6 +98,11 @@ class KVPolicy:
             )
         if self.codec is not None and self.positions.contiguous:
             raise RecipeError("encoded keys cannot be moved to other positions; drop the codec")
+        if self.storage is not None and not self.is_plain:
+            raise RecipeError(
+                "an arena holds whole sequences, exactly as they came; use keep=1.0 and no codec, "
+                "or drop 'vattention'"
+            )
         if isinstance(self.heads, FlatHeads) and self.score is not None:
             if self.score.shared_heads:
                 raise RecipeError(
@@ -185,7 +192,7 @@ def _with(composition: Composition, arguments: Mapping[str, Any]) -> dict[str, A
 def _read_stage(kind: str, value: Any) -> Any:
     rooms: dict[str, Any] = {
         "score": scores, "layers": budgets, "heads": budgets, "merge": merges,
-        "codec": codecs, "schedule": schedules,
+        "codec": codecs, "schedule": schedules, "storage": arena,
     }  # fmt: skip
     own = {"protect": Protect, "positions": Positions}
     if kind not in rooms and kind not in own:

@@ -224,6 +224,13 @@ class Slab:
         """An independent copy."""
         return self.select_batch(torch.arange(self.batch))
 
+    def portable(self) -> Slab:
+        """The slab as plain rows that can be written to a file: itself."""
+        return self
+
+    def leave(self) -> None:
+        """Give up shared storage; rows of one's own need nothing."""
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _settle(self) -> None:
