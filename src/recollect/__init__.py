@@ -9,8 +9,10 @@ from recollect.errors import GatewayError, HostError, RecipeError, RecollectErro
 
 if TYPE_CHECKING:
     from recollect import zoo
+    from recollect.diffusion import accelerate, accelerated, restore
     from recollect.kv import KVPolicy, RecollectCache, kv_cache, load_cache, use
     from recollect.recipe import Composition, Recipe, recipes
+    from recollect.store import Store
 
 __version__ = "0.1.0"
 
@@ -23,10 +25,14 @@ __all__ = [
     "RecipeError",
     "RecollectCache",
     "RecollectError",
+    "Store",
     "StoreError",
+    "accelerate",
+    "accelerated",
     "kv_cache",
     "load_cache",
     "recipes",
+    "restore",
     "use",
     "zoo",
 ]
@@ -37,9 +43,13 @@ _HOMES = {
     "KVPolicy": "recollect.kv",
     "Recipe": "recollect.recipe",
     "RecollectCache": "recollect.kv",
+    "Store": "recollect.store",
+    "accelerate": "recollect.diffusion",
+    "accelerated": "recollect.diffusion",
     "kv_cache": "recollect.kv",
     "load_cache": "recollect.kv",
     "recipes": "recollect.recipe",
+    "restore": "recollect.diffusion",
     "use": "recollect.kv",
 }
 

@@ -1,0 +1,114 @@
+"""Where on its trajectory a call of the denoiser is, read off the call itself.
+
+The number of steps is never counted on: requests differ in it, image-to-image starts late, and an
+abandoned request would leave a counter behind. A trajectory begins when time jumps back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+Scale = Literal["step", "sigma", "logit_sigma"]
+SCALES: tuple[Scale, ...] = ("step", "sigma", "logit_sigma")
+
+_EDGE = 1e-3  # noise levels are kept this far from 0 and 1 in the logit
+_TRAINING_STEPS = 1000.0  # timesteps above 1.5 count training steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation of the denoiser.
+
+    Attributes:
+        index: its number on the trajectory, from 0, in sampling order.
+        time: the timestep the model was given (the largest, where tokens differ).
+        sigma: noise level in [0, 1]: the time, scaled.
+        total: number of steps of the trajectory, where it is known.
+    """
+
+    index: int
+    time: float
+    sigma: float
+    total: int | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether this is known to be the last step."""
+        return self.total is not None and self.index == self.total - 1
+
+    def on(self, scale: Scale) -> float:
+        """The moment on a clock that predictors extrapolate in."""
+        if scale == "step":
+            return float(self.index)
+        if scale == "sigma":
+            return self.sigma
+        sigma = min(max(self.sigma, _EDGE), 1 - _EDGE)
+        return math.log(sigma / (1 - sigma))
+
+
+@dataclass
+class Clock:
+    """Follows the timesteps of one branch of one request.
+
+    Attributes:
+        direction: -1 where time falls over a trajectory, +1 where it rises (some models count
+            backwards); 0 until it is seen. Kept over trajectories.
+    """
+
+    direction: int = 0
+    step: Step | None = None
+    vector: torch.Tensor | None = field(default=None, repr=False)
+    _trusted: bool = False  # the direction was seen over three steps
+
+    def tick(self, time: Any, total: int | None = None) -> tuple[Step, bool]:
+        """Note a call at this timestep.
+
+        Args:
+            time: a number, or a tensor with one timestep for all, per sample or per token.
+            total: steps of the trajectory, where the caller knows.
+
+        Returns:
+            The step, and whether it begins a new trajectory.
+        """
+        value, vector = _scalar(time)
+        scale = _TRAINING_STEPS if value > 1.5 or (self.step and self.step.time > 1.5) else 1.0
+        sigma = min(max(value / scale, 0.0), 1.0)
+        before = self.step
+        fresh = before is None or self._restarts(value, vector, before)
+        index = 0 if fresh or before is None else before.index + 1
+        if not fresh and before is not None:
+            self.direction = 1 if value > before.time else -1
+            self._trusted = self._trusted or index >= 2
+        self.step = Step(index, value, sigma, total)
+        self.vector = vector
+        return self.step, fresh
+
+    def at(self, total: int | None) -> Step | None:
+        """The current step with a known total."""
+        return None if self.step is None else replace(self.step, total=total)
+
+    def _restarts(self, value: float, vector: torch.Tensor | None, before: Step) -> bool:
+        if value == before.time:
+            # With a time per token the largest may stay while others move.
+            same = vector is None or self.vector is None or vector.shape != self.vector.shape
+            return same or torch.equal(vector, self.vector)
+        way = 1 if value > before.time else -1
+        if self.direction == 0 or (before.index == 0 and not self._trusted):
+            return False
+        return way != self.direction
+
+    def restart(self) -> None:
+        """Forget where the trajectory was; the next call begins one."""
+        self.step = self.vector = None
+
+
+def _scalar(time: Any) -> tuple[float, torch.Tensor | None]:
+    if not isinstance(time, torch.Tensor):
+        return float(time), None
+    if time.numel() == 1:
+        return float(time), None
+    return float(time.max()), time.detach()

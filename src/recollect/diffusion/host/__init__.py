@@ -1,0 +1,1 @@
+"""The only place where diffusers' API appears: calls, blocks, hooks."""
