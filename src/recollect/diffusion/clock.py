@@ -94,8 +94,9 @@ class Clock:
     def _restarts(self, value: float, vector: torch.Tensor | None, before: Step) -> bool:
         if value == before.time:
             # With a time per token the largest may stay while others move.
-            same = vector is None or self.vector is None or vector.shape != self.vector.shape
-            return same or torch.equal(vector, self.vector)
+            if vector is None or self.vector is None or vector.shape != self.vector.shape:
+                return True
+            return torch.equal(vector, self.vector)
         way = 1 if value > before.time else -1
         if self.direction == 0 or (before.index == 0 and not self._trusted):
             return False
