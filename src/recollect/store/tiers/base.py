@@ -180,7 +180,7 @@ class Lease:
         owner = np.frombuffer(memoryview(data), np.uint8)
         owner.flags.writeable = False
         self.nbytes = owner.nbytes
-        self._view: memoryview | None = memoryview(owner)
+        self._view: memoryview | None = owner.data
         if ended is not None:
             weakref.finalize(owner, ended).atexit = False
 

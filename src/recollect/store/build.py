@@ -1,0 +1,56 @@
+"""From the arguments of a Store to its tiers, nearest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recollect.errors import StoreError
+from recollect.store.sizes import read_bytes
+from recollect.store.tiers import remote_tier
+from recollect.store.tiers.base import Tier
+from recollect.store.tiers.guarded import GuardedTier
+from recollect.store.tiers.host import HostTier
+
+DEFAULT_CHUNK = 256  # tokens
+DEFAULT_DISK = "10GiB"
+
+
+def build_tiers(
+    path: str | Path | None,
+    *,
+    host: int | str | None,
+    disk: int | str | None,
+    remote: str | Tier | Sequence[str | Tier] | None,
+    namespace: str,
+    replacement: str,
+    quota: int | str | Mapping[str, int | str] | None,
+    encryption_key: bytes | str | None,
+    ttl: float | None,
+) -> tuple[Tier, ...]:
+    """Host, disk, and the remote ones in the order given. Raises StoreError."""
+    shared: dict[str, Any] = {
+        "replacement": replacement,
+        "quotas": _quotas(quota, namespace),
+        "ttl": ttl,
+    }
+    tiers: list[Tier] = []
+    if host and read_bytes(host):
+        tiers.append(HostTier(read_bytes(host), **shared))
+    if disk and path is None:
+        raise StoreError(f"a disk tier of {disk} needs a folder: Store('~/.cache/recollect', ...)")
+    further = [remote] if isinstance(remote, str | Tier) else list(remote or ())
+    for place in further:
+        tier = remote_tier(place, namespace=namespace) if isinstance(place, str) else place
+        tiers.append(GuardedTier(tier))
+    if not tiers:
+        raise StoreError("a store without tiers keeps nothing; give host, path or remote")
+    return tuple(tiers)
+
+
+def _quotas(quota: int | str | Mapping[str, int | str] | None, namespace: str) -> dict[str, int]:
+    if quota is None:
+        return {}
+    shares = quota if isinstance(quota, Mapping) else {namespace: quota}
+    return {name: read_bytes(size) for name, size in shares.items()}
