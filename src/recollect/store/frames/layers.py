@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from recollect.core.codecs import cachegen
 from recollect.core.codecs.affine import PackedKV
 from recollect.errors import StoreError
 from recollect.store.frames.container import DTYPES, Buffer, Frame, pack
@@ -106,6 +107,22 @@ class Affine(LayerCodec):
         }
 
 
+@dataclass(frozen=True)
+class CacheGen(LayerCodec):
+    """Quantized by layer, predicted and entropy-coded (2310.07240)."""
+
+    level: int
+
+    def encode(self, k: torch.Tensor, v: torch.Tensor, layer: int, layers: int) -> Sections:
+        width = cachegen.bin_width(self.level, layer, layers)
+        return {"k": cachegen.encode(k, width), "v": cachegen.encode(v, width)}
+
+    def decode(self, sections: Mapping[str, torch.Tensor], shape: Shape, tokens: int) -> KV:
+        k = cachegen.decode(sections["k"].numpy(), shape.heads, tokens, shape.width)
+        v = cachegen.decode(sections["v"].numpy(), shape.heads, tokens, shape.value_width)
+        return k, v
+
+
 def encode_layers(
     layers: Iterable[KV], header: FrameHeader, codec: str = "dense", *, threads: int | None = None
 ) -> list[Buffer]:
@@ -113,7 +130,7 @@ def encode_layers(
 
     Args:
         header: its codec, number of layers, and facts on dtype and shapes are filled in here.
-        codec: ``dense``, ``int8``, ``int4``, ``int2``, ``int1``, ``cachegen-0`` … ``cachegen-3``.
+        codec: ``dense``, ``int8`` … ``int1``, ``cachegen-0`` (best) … ``cachegen-3`` (smallest).
         threads: layers encoded at once; as many as torch uses if left out.
 
     Raises:
@@ -133,8 +150,12 @@ def encode_layers(
     def encode(layer: int) -> Sections:
         return how.encode(*pairs[layer], layer, len(pairs))
 
-    with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
-        encoded = list(pool.map(encode, range(len(pairs))))
+    threads = 1 if codec == "dense" else threads or torch.get_num_threads()
+    if threads == 1:
+        encoded = [encode(layer) for layer in range(len(pairs))]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            encoded = list(pool.map(encode, range(len(pairs))))
     facts: dict[str, JSON] = {
         **header.facts,
         "dtype": str(dtypes.pop()).removeprefix("torch.") if dtypes else "float32",
@@ -178,7 +199,11 @@ def find_codec(name: str) -> LayerCodec:
 
 @functools.cache
 def _codecs() -> dict[str, LayerCodec]:
-    return {"dense": Dense(), **{f"int{bits}": Affine(bits) for bits in (8, 4, 2, 1)}}
+    return {
+        "dense": Dense(),
+        **{f"int{bits}": Affine(bits) for bits in (8, 4, 2, 1)},
+        **{f"cachegen-{level}": CacheGen(level) for level in range(len(cachegen.LEVELS))},
+    }
 
 
 class _Own(Mapping[str, torch.Tensor]):
