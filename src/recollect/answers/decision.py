@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from recollect.answers.entry import Entry
 from recollect.answers.identity import RequestIdentity
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 class Candidate(NamedTuple):
-    """A stored entry near the query, without its body."""
+    """A stored entry near the query, without its body.
+
+    `answer` is the entry whose answer this one's is known to equal; None: only its own.
+    """
 
     entry_id: int
     similarity: float
@@ -29,6 +33,7 @@ class Candidate(NamedTuple):
     expires_at: float
     query: str
     status: str
+    answer: int | None = None
 
 
 @dataclass(frozen=True)

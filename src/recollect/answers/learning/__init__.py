@@ -1,0 +1,1 @@
+"""Learning from observations: thresholds, projections, and both without sharing anyone's texts."""
