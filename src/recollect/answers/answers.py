@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recollect.answers.backends.base import Backend, Filter, Observation, open_backend, scope_key
 from recollect.answers.clock import Clock, SystemClock
@@ -37,10 +37,12 @@ from recollect.answers.entry import Entry
 from recollect.answers.identity import SCOPES, SemanticRules, identify, keyed
 from recollect.answers.ledger import Ledger
 from recollect.answers.results import Lookup, Purged, Stored, Ticket
-from recollect.answers.semantic import SemanticTier
 from recollect.answers.stages import build_stages
 from recollect.answers.wishes import Wishes, wishes
 from recollect.errors import HostError, RecipeError, StoreError
+
+if TYPE_CHECKING:
+    from recollect.answers.semantic import SemanticTier
 
 NEIGHBOURS = 8  # candidates a decision sees
 CONVERSATIONS = 10_000  # whose last turn is remembered
@@ -109,6 +111,8 @@ class Answers:
         self._turns: OrderedDict[str, int] = OrderedDict()  # conversation -> its last entry
         self._semantic: SemanticTier | None = None
         if self._stages.encoder is not None and self._stages.index is not None:
+            from recollect.answers.semantic import SemanticTier  # numpy, and only here
+
             self._semantic = SemanticTier(
                 self._stages.encoder, self._stages.index, self._rules.chained
             )

@@ -15,13 +15,6 @@ from typing import Any
 from recollect.errors import RecipeError
 
 
-class _Placeholder:
-    """Stands for a text that was taken out; writes what no JSON value can look like."""
-
-
-QUERY = _Placeholder()
-
-
 class Literal(float):
     """A number whose spelling differs from Python's, e.g. ``1.00`` or ``1e2``."""
 
@@ -66,14 +59,37 @@ def canonical(value: Any) -> bytes:
     Raises RecipeError for what JSON has no text for: NaN, keys that are not strings, lone
     surrogates, objects of other types, nesting too deep to follow.
     """
-    out: list[str] = []
     try:
+        if _is_plain(value):
+            return _FAST.encode(value).encode("utf-8")
+        out: list[str] = []
         _write(value, out)
         return "".join(out).encode("utf-8")
     except RecursionError as error:
         raise RecipeError("the request is nested too deeply") from error
     except UnicodeEncodeError as error:
         raise RecipeError("the request holds a lone surrogate, which is no text") from error
+    except ValueError as error:
+        raise RecipeError("the request holds NaN or an infinity, which JSON has not") from error
+
+
+# Writes what `_write` does, in C, for values of nothing but Python's own JSON types.
+_FAST = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"), check_circular=False
+)
+_PLAIN_LEAVES = frozenset({str, int, float, bool, type(None)})
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or not (type(item) in _PLAIN_LEAVES or _is_plain(item)):
+                return False
+        return True
+    if kind is list:
+        return all(type(item) in _PLAIN_LEAVES or _is_plain(item) for item in value)
+    return kind in _PLAIN_LEAVES
 
 
 def _write(value: Any, out: list[str]) -> None:
@@ -107,8 +123,6 @@ def _write(value: Any, out: list[str]) -> None:
             _write(item, out)
             mark = ","
         out.append("]" if value else "[]")
-    elif value is QUERY:
-        out.append("<query>")
     else:
         raise RecipeError(f"the request holds a {type(value).__name__}, which JSON has not")
 
@@ -117,7 +131,7 @@ def _number(value: float) -> str:
     if isinstance(value, Literal):
         return value.literal
     if not math.isfinite(value):
-        raise RecipeError("the request holds NaN or an infinity, which JSON has not")
+        raise ValueError("not finite")
     return float.__repr__(value)
 
 

@@ -66,6 +66,12 @@ class Entry:
         """Not expired (dead exactly at `expires_at`) and not from the future."""
         return self.created_at <= now + SKEW and now < self.expires_at
 
+    def with_hits(self, hits: int) -> Entry:
+        """The same entry served so often (`dataclasses.replace` is too slow for every hit)."""
+        entry = object.__new__(Entry)
+        entry.__dict__.update(self.__dict__, hits=hits)
+        return entry
+
     @property
     def nbytes(self) -> int:
         """Bytes of answer, query and vector."""

@@ -11,9 +11,10 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from recollect.answers.canonical import QUERY, canonical, parse
+from recollect.answers.canonical import canonical, parse
 from recollect.answers.protocols import UserText, hidden_state, unsafe_for_similarity, user_text
 from recollect.errors import RecipeError
 
@@ -65,6 +66,7 @@ KEY_HEADERS = (
     "openai-project",
 )
 
+_QUERY = "<query>"  # stands where the last user text of every comparable request stands
 _DOMAIN = b"recollect.answers.identity.1"
 
 
@@ -187,7 +189,7 @@ def identify(
         policy,
         str(epoch),
     )
-    last = user_text(request, protocol, QUERY, rules.chained)
+    last = user_text(request, protocol, _QUERY, rules.chained)
     refusal = "no scope id" if not scope_id and scope != "global" else ""
     refusal = refusal or hidden_state(request, protocol, owns_state)
     unsafe = refusal or last.problem or _unsafe(request, protocol, last, rules)
@@ -206,6 +208,7 @@ def identify(
     )
 
 
+@lru_cache(maxsize=4096)
 def keyed(secret: bytes, *names: str) -> str:
     """HMAC-SHA256 of names under the secret, in hex: names apart never run together."""
     return hmac.digest(secret, canonical(list(names)), "sha256").hex()

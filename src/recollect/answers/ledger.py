@@ -113,8 +113,9 @@ class Ledger:
 
     def _next(self, event: str, at: float, facts: dict[str, Any]) -> str:
         record = {"event": event, "at": at, **facts, "prev": self._head}
-        self._head = _hash(record)
-        return json.dumps({**record, "hash": self._head}, sort_keys=True)
+        text = json.dumps(record, sort_keys=True)
+        self._head = hashlib.sha256(text.encode()).hexdigest()
+        return f'{text[:-1]}, "hash": "{self._head}"}}'
 
     def _catch_up(self) -> None:
         """Take the head from lines that other processes wrote; close off a torn one."""

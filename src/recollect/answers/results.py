@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from recollect.answers.documents import read_document
 from recollect.answers.entry import Entry
 from recollect.answers.identity import RequestIdentity
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass

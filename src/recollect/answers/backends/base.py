@@ -19,6 +19,10 @@ from recollect.errors import RecipeError, StoreError
 OBSERVATIONS = 256  # kept per entry, the latest
 
 
+class Unreachable(StoreError):
+    """The place does not answer: worth trying again later, not at once."""
+
+
 @dataclass(frozen=True)
 class Filter:
     """Which entries are meant; every field that is set must match.
@@ -133,30 +137,39 @@ class Backend(ABC):
     def secret(self) -> bytes:
         """32 random bytes made when the store was: the key of scopes where none was given."""
 
+    def ping(self) -> None:
+        """Nothing, where the place answers. Raises StoreError otherwise."""
+        self.secret()
+
     def close(self) -> None:
         """Write what was put off and let go of files and connections."""
         return
 
 
 def open_backend(url: str) -> Backend:
-    """A backend by URL: ``memory``, ``sqlite:///path``, ``redis://…`` or ``postgresql://…``."""
+    """A backend by URL: ``memory``, ``sqlite:///path``, ``redis://…`` or ``postgresql://…``.
+
+    Those behind a network are guarded: what does not answer in time is left alone for a while.
+    """
+    from recollect.answers.backends.guarded import GuardedBackend
+
     kind = url.partition(":")[0]
-    if kind == "memory":
+    if url == "memory":
         from recollect.answers.backends.memory import MemoryBackend
 
         return MemoryBackend()
-    if kind == "sqlite":
+    if url.startswith("sqlite:///"):
         from recollect.answers.backends.sqlite import SqliteBackend
 
         return SqliteBackend(url.removeprefix("sqlite:///"))
     if kind in ("redis", "rediss", "valkey", "valkeys", "unix"):
         from recollect.answers.backends.redis import RedisBackend
 
-        return RedisBackend(url)
+        return GuardedBackend(RedisBackend(url))
     if kind in ("postgresql", "postgres"):
         from recollect.answers.backends.postgres import PostgresBackend
 
-        return PostgresBackend(url)
+        return GuardedBackend(PostgresBackend(url))
     raise RecipeError(
         f"unknown backend '{url}'; write memory, sqlite:///path, redis://host or postgresql://host"
     )

@@ -91,7 +91,7 @@ class MemoryBackend(Backend):
         with self._lock:
             entry = self._entries.get(entry_id)
             if entry is not None:
-                self._entries[entry_id] = replace(entry, hits=entry.hits + 1)
+                self._entries[entry_id] = entry.with_hits(entry.hits + 1)
                 self._entries.move_to_end(entry_id)
 
     def least_used(self, count: int, category: str | None = None) -> list[int]:
