@@ -1,0 +1,113 @@
+"""Starts engines for the tests, in the environment that has vLLM, and talks to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venvs/vllm/bin/python"
+ABSENT = "needs vLLM in .venvs/vllm: make vllm"
+START_SECONDS = 240
+ANSWER_SECONDS = 180
+
+
+def connector(load: str = "auto", role: str = "kv_both", **extra: Any) -> dict[str, Any]:
+    """A `--kv-transfer-config`."""
+    return {
+        "kv_connector": "RecollectConnector",
+        "kv_connector_module_path": "recollect.vllm.connector",
+        "kv_role": role,
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"load": load, **extra},
+    }
+
+
+class Engine:
+    """A vLLM engine in a process of its own; its methods are the commands of the driver."""
+
+    def __init__(
+        self,
+        model: Path,
+        transfer: dict[str, Any] | None,
+        *,
+        environment: dict[str, str] | None = None,
+        **engine: Any,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="recollect-vllm-")
+        path = str(Path(self._folder.name) / "socket")
+        self.log = Path(self._folder.name) / "log"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._listener.settimeout(START_SECONDS)
+        config = json.dumps({"model": str(model), "connector": transfer, "engine": engine})
+        here = str(Path(__file__).parent)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(PYTHON), str(Path(__file__).with_name("engine_process.py")), path, config],
+                env={**os.environ, **(environment or {}), "PYTHONPATH": here},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._stream: Any = None
+
+    def wait(self) -> Engine:
+        """Until it is ready. Several engines may start side by side."""
+        if self._stream is None:
+            connection, _ = self._listener.accept()
+            connection.settimeout(START_SECONDS)
+            self._stream = connection.makefile("rw")
+            self._read()
+            connection.settimeout(ANSWER_SECONDS)
+        return self
+
+    def generate(self, prompts: list[list[int]], **arguments: Any) -> list[dict[str, Any]]:
+        """Greedy continuations: tokens, cached, reason, params."""
+        answer: list[dict[str, Any]] = self._ask("generate", prompts=prompts, **arguments)
+        return answer
+
+    def forget(self, store: bool = False) -> bool:
+        """Drop the engine's own prefix cache."""
+        answer: bool = self._ask("forget", store=store)
+        return answer
+
+    def metrics(self) -> dict[str, float]:
+        """Counters by name."""
+        answer: dict[str, float] = self._ask("metrics")
+        return answer
+
+    def close(self) -> None:
+        """Stop it in good order, or kill it."""
+        try:
+            if self._stream is not None and self.process.poll() is None:
+                print(json.dumps({"do": "stop"}), file=self._stream, flush=True)
+            else:
+                self.process.kill()
+            self.process.wait(60)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        finally:
+            self._listener.close()
+            self._folder.cleanup()
+
+    def _ask(self, command: str, **arguments: Any) -> Any:
+        self.wait()
+        print(json.dumps({"do": command, **arguments}), file=self._stream, flush=True)
+        return self._read()["answer"]
+
+    def _read(self) -> dict[str, Any]:
+        line = self._stream.readline()
+        if not line:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-60:])
+            raise AssertionError(f"the engine died:\n{tail}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise AssertionError(answer["error"])
+        return answer
