@@ -20,7 +20,11 @@ import yaml
 from recollect.errors import RecipeError
 
 # Each room lists its recipes in one module; importing it fills the registry.
-CATALOGUES = {"kv": "recollect.kv.catalogue", "diffusion": "recollect.diffusion.catalogue"}
+CATALOGUES = {
+    "kv": "recollect.kv.catalogue",
+    "diffusion": "recollect.diffusion.catalogue",
+    "store": "recollect.store.catalogue",
+}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from recollect.errors import StoreError
-from recollect.store.build import DEFAULT_CHUNK, build_tiers
+from recollect.recipe import Composition
+from recollect.store.build import build_tiers
 from recollect.store.events import Event, EventLog
 from recollect.store.keys import chain, root
+from recollect.store.plan import StorePlan, store_plan
 from recollect.store.tiers.base import Facts, Lease, Reservation, Tier, TierStat
 
 if TYPE_CHECKING:
@@ -88,8 +90,10 @@ class Store:
         remote: URL of a Redis, Valkey or object store, a `Tier`, or several of these.
         namespace: whose entries these are; other namespaces share nothing.
         salt: a secret that enters every key, so that nobody without it can name an entry.
-        recipe: of area ``store``; decides the chunk length and the codec of frames.
-        replacement: policy of host and disk by name, see `recollect.core.replacement`.
+        recipe: of area ``store``, e.g. ``"lmcache + cachegen(level=2)"``; becomes `plan`: the chunk
+            length, the codec of frames, and what else is not said here.
+        replacement: policy of host and disk by name, see `recollect.core.replacement`; S3-FIFO if
+            left out.
         quota: bytes this namespace may use in each of host and disk, or a mapping by namespace.
         encryption_key: for what leaves memory; see `recollect.store.tiers.encrypted`.
         chunk: tokens per chunk, instead of the recipe's.
@@ -99,9 +103,11 @@ class Store:
         background: who writes behind and promotes.
         log: a file to which every event is appended as a line of JSON.
         tiers: tiers of your own, nearest first, instead of those above.
+        arguments: any other parameter of the recipe.
 
     Raises:
         StoreError: the configuration makes no sense, or the folder holds something else.
+        RecipeError: unknown recipe or argument.
     """
 
     def __init__(
@@ -113,8 +119,8 @@ class Store:
         remote: str | Tier | Sequence[str | Tier] | None = None,
         namespace: str = "default",
         salt: str = "",
-        recipe: str = "lmcache",
-        replacement: str = "s3fifo",
+        recipe: str | Composition | StorePlan = "lmcache",
+        replacement: str | None = None,
         quota: int | str | Mapping[str, int | str] | None = None,
         encryption_key: bytes | str | None = None,
         chunk: int | None = None,
@@ -123,9 +129,15 @@ class Store:
         background: Background | None = None,
         log: str | Path | None = None,
         tiers: Sequence[Tier] | None = None,
+        **arguments: Any,
     ) -> None:
-        self.namespace, self.recipe = namespace, recipe
-        self.chunk = chunk or DEFAULT_CHUNK
+        chosen = {"chunk": chunk, "replacement": replacement}
+        arguments |= {name: value for name, value in chosen.items() if value is not None}
+        self.plan = store_plan(recipe, **arguments)
+        if self.plan.redundancy is not None and not tiers:
+            raise StoreError("redundancy needs a redundant tier: pass tiers=[...]")
+        self.namespace = namespace
+        self.chunk = self.plan.chunks.chunk
         self._salt = salt
         self._verify = verify
         self._background = background or Inline()
@@ -140,7 +152,7 @@ class Store:
             disk=disk,
             remote=remote,
             namespace=namespace,
-            replacement=replacement,
+            replacement=self.plan.replacement.replacement,
             quota=quota,
             encryption_key=encryption_key,
             ttl=ttl,
