@@ -1,8 +1,8 @@
 """Block codecs: keys and values inside an engine's paged cache, as views in logical order.
 
 vLLM shows a layer's cache as (B, H, N, C): blocks, KV heads, slots per block, content per slot.
-What lies where inside a block differs by device. A codec returns *views*, so that reading is a gather,
-writing a scatter, and nothing else needs to know the layout.
+What lies where inside a block differs by device. A codec returns *views*, so that reading is a
+gather, writing a scatter, and nothing else needs to know the layout.
 """
 
 from __future__ import annotations
