@@ -7,6 +7,7 @@ answer is replayed as it was, or not at all.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from recollect.errors import GatewayError
@@ -46,3 +47,46 @@ def pieces(text: str, size: int = 256) -> list[str]:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def members(text: str) -> dict[str, str]:
+    """The members of a JSON object, each as the text it was written in."""
+    at, found = _start(text, "{"), {}
+    while text[at] != "}":
+        name, at = _DECODER.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        _, end = _DECODER.raw_decode(text, start)
+        found[name] = text[start:end]
+        at = _next(text, end)
+    return found
+
+
+def elements(text: str) -> list[str]:
+    """The elements of a JSON array, each as the text it was written in."""
+    at, found = _start(text, "["), []
+    while text[at] != "]":
+        _, end = _DECODER.raw_decode(text, at)
+        found.append(text[at:end])
+        at = _next(text, end)
+    return found
+
+
+_DECODER = json.JSONDecoder()
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def _skip(text: str, at: int) -> int:
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _start(text: str, bracket: str) -> int:
+    at = _skip(text, 0)
+    if text[at : at + 1] != bracket:
+        raise GatewayError(f"expected {bracket} in JSON")
+    return _skip(text, at + 1)
+
+
+def _next(text: str, at: int) -> int:
+    at = _skip(text, at)
+    return _skip(text, at + 1) if text[at] == "," else at

@@ -50,11 +50,14 @@ class SSEParser:
         searched = max(0, len(self._pending) - 3)
         self._pending += data
         start = 0
-        while (end := self._boundary(max(start, searched))) is not None:
-            raw = bytes(self._pending[start:end])
-            start = end
-            yield parse_event(raw)
-        del self._pending[:start]
+        try:
+            while (end := self._boundary(max(start, searched))) is not None:
+                event = parse_event(bytes(self._pending[start:end]))
+                start = end
+                yield event
+        finally:
+            # What cannot be read stays pending: whoever forwards it must not lose it.
+            del self._pending[:start]
         if len(self._pending) > self._limit:
             raise GatewayError(f"an event of the upstream is longer than {self._limit} bytes")
 

@@ -1,0 +1,140 @@
+"""The gateway's parts in one place: who asks, what is stored, what is under way, what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from recollect.answers import Answers, Clock, SystemClock
+from recollect.errors import GatewayError
+from recollect.gateway.board import Board
+from recollect.gateway.budgets import Budgets
+from recollect.gateway.cache import Cache
+from recollect.gateway.callers import Caller, Callers
+from recollect.gateway.config import GatewayConfig
+from recollect.gateway.flight import Flights
+from recollect.gateway.floor import Floor
+from recollect.gateway.load import Load
+from recollect.gateway.metrics import Metrics
+from recollect.gateway.protocols import Usage
+from recollect.gateway.tracing import Tracing, make_tracing
+from recollect.gateway.upstream import Upstream
+
+log = logging.getLogger("recollect.gateway")
+
+_SAVE_SECONDS = 1.0  # how much spending a crash may forget
+_SWEEP_SECONDS = 300.0
+
+
+class Gateway:
+    """Everything that lives as long as the process does.
+
+    Args:
+        config: what it was told.
+        answers: the response cache; opened as `config` says when None.
+        clock: of everything that ages.
+        tracing: makes spans; as `config` says when None.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        answers: Answers | None = None,
+        clock: Clock | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.tracing = tracing or make_tracing(config.trace)
+        self.cache = Cache(answers or open_answers(config, self.clock), config)
+        self.callers = Callers(config)
+        self.budgets = Budgets(self.clock, config.budgets)
+        self.flights = Flights()
+        self.floor = Floor()
+        self.metrics = Metrics()
+        self.board = Board(self.metrics, self.clock.now())
+        self.metrics.gauge("flights", "Generations under way", lambda: len(self.flights))
+        self.metrics.gauge("load", "Load of the busiest upstream", self.load_of_busiest)
+        self._loads: dict[str, Load] = {}
+        self._upstream: Upstream | None = None
+        self._chores: list[asyncio.Task[None]] = []
+
+    @property
+    def upstream(self) -> Upstream:
+        """The way up; there from `start` to `stop`."""
+        if self._upstream is None:
+            raise GatewayError("the gateway has not been started")
+        return self._upstream
+
+    async def start(self) -> None:
+        """Open connections and begin the chores."""
+        self._upstream = Upstream(self.config)
+        self._chores = [
+            asyncio.create_task(self._every(_SAVE_SECONDS, self._save)),
+            asyncio.create_task(self._every(_SWEEP_SECONDS, self._sweep)),
+        ]
+
+    async def stop(self) -> None:
+        """Close everything; what was spent is written down."""
+        for chore in self._chores:
+            chore.cancel()
+        if self._upstream is not None:
+            await self._upstream.close()
+        await self.cache.close()
+        self.budgets.close()
+
+    def load(self, address: str) -> Load:
+        """The load of one upstream."""
+        if address not in self._loads:
+            config = self.config
+            self._loads[address] = Load(config.target_seconds, config.target_requests)
+        return self._loads[address]
+
+    def load_of_busiest(self) -> float:
+        """The highest load of all upstreams."""
+        return max((load.now() for load in self._loads.values()), default=0.0)
+
+    def charge(self, caller: Caller, usage: Usage, money: float) -> None:
+        """Take what an answer cost from the caller's accounts, and count it."""
+        self.budgets.charge(caller.spends, usage.total, money)
+        self.board.spend(usage.total, money, usage.cached)
+
+    async def _save(self) -> None:
+        self.budgets.save()
+
+    async def _sweep(self) -> None:
+        await self.cache.run(self.cache.answers.sweep)
+        await self.cache.run(self.cache.answers.refresh)
+
+    async def _every(self, seconds: float, chore: object) -> None:
+        assert callable(chore)
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await chore()
+            except Exception:
+                log.exception("a chore failed; it is tried again")
+
+
+def open_answers(config: GatewayConfig, clock: Clock) -> Answers:
+    """The response cache of a configuration."""
+    return Answers(
+        config.store,
+        recipe=config.recipe,
+        clock=clock,
+        secret=config.secret or None,
+        scope=config.scope,
+        ledger=config.audit or None,
+        **config.arguments,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(gateway: Gateway):  # type: ignore[no-untyped-def]
+    """Start, and stop at the end."""
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.stop()
