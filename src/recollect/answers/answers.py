@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from recollect.answers.backends.base import Backend, Filter, Observation, open_backend, scope_key
 from recollect.answers.clock import Clock, SystemClock
 from recollect.answers.decision import (
+    SAME_ANSWER,
     Admission,
     Candidate,
     Context,
@@ -42,7 +43,7 @@ from recollect.answers.wishes import Wishes, wishes
 from recollect.errors import HostError, RecipeError, StoreError
 
 if TYPE_CHECKING:
-    from recollect.answers.semantic import SemanticTier
+    from recollect.answers.semantic import Neighbourhood, SemanticTier
 
 NEIGHBOURS = 8  # candidates a decision sees
 CONVERSATIONS = 10_000  # whose last turn is remembered
@@ -114,7 +115,10 @@ class Answers:
             from recollect.answers.semantic import SemanticTier  # numpy, and only here
 
             self._semantic = SemanticTier(
-                self._stages.encoder, self._stages.index, self._rules.chained
+                self._stages.encoder,
+                self._stages.index,
+                self._rules.chained,
+                by_category=getattr(self._stages.decision, "by_category", False),
             )
             self._newest = 0
             with self._failing_open("refresh"):
@@ -207,7 +211,7 @@ class Answers:
             return Lookup(
                 False, reason=f"category '{ticket.category}' is not cached", ticket=ticket
             )
-        home = self._semantic.home(identity.partition, identity.compat_fp, ticket.parent)
+        home = self._home(ticket)
         near = self._semantic.search(home, ticket.vector, NEIGHBOURS, now, ticket.user)
         return self._decide(near, ticket, asked, now)
 
@@ -230,6 +234,7 @@ class Answers:
                 return Lookup(False, reason=refused or decision.reason, ticket=ticket)
             if decision.verdict is Verdict.EXPLORE:
                 ticket.explored = (chosen.entry_id, chosen.similarity)
+                ticket.rivals = _other_answers(chosen, near)
                 self._count("explored")
                 return Lookup(False, reason=decision.reason, ticket=ticket)
             entry = self._backend.get(chosen.entry_id)
@@ -346,9 +351,13 @@ class Answers:
         if not ticket.write:
             return Stored(None, "the caller or the category forbids storing")
         document = read_document(body)
-        compared = self._compare_explored(ticket, document)
-        if compared is not None:
-            return compared
+        facts.pop(SAME_ANSWER, None)
+        same = self._compare_explored(ticket, document)
+        if same is not None:
+            if not self._keeps_paraphrases:
+                self._remember_turn(ticket, same.id)
+                return Stored(same.id, "the explored entry says the same", same.status)
+            facts[SAME_ANSWER] = same.facts.get(SAME_ANSWER, same.id)
         vector = self._vector(ticket)
         lifetime = self._lifetime(ticket.category, 1.0)
         if not lifetime.cacheable or lifetime.ttl <= 0:
@@ -377,7 +386,7 @@ class Answers:
             cost_tokens=tokens,
             facts=facts,
             vector=vector,
-            encoder_id=self._semantic.encoder.encoder_id if self._semantic and vector else "",
+            encoder_id=self._stages.encoder.encoder_id if self._stages.encoder and vector else "",
         )
         if not self._make_room(entry, lifetime, now):
             return Stored(None, f"category '{ticket.category}' has no share of the capacity")
@@ -422,9 +431,8 @@ class Answers:
             if entry.status != "live" and entry.writer != ticket.user and entry.alive(now)
         }
         if self._semantic is not None and ticket.vector is not None:
-            home = self._semantic.home(identity.partition, identity.compat_fp, ticket.parent)
             for candidate in self._semantic.search_others(
-                home, ticket.vector, NEIGHBOURS, now, ticket.user
+                self._home(ticket), ticket.vector, NEIGHBOURS, now, ticket.user
             ):
                 entry = self._backend.get(candidate.entry_id)
                 if entry is not None:
@@ -441,21 +449,38 @@ class Answers:
                     self._count("promoted")
                     self._log("promote", now, by, entry)
 
-    def _compare_explored(self, ticket: Ticket, document: Mapping[str, Any]) -> Stored | None:
-        """Learn from an exploration. The explored entry stays the only one where answers agree."""
+    def _compare_explored(self, ticket: Ticket, document: Mapping[str, Any]) -> Entry | None:
+        """Learn from an exploration: an entry near the query whose answer agrees with the model's.
+
+        Only a policy that keeps paraphrases asks about more than the explored entry.
+        """
         if ticket.explored is None:
             return None
         entry_id, similarity = ticket.explored
-        entry = self._backend.get(entry_id)
-        if entry is None:
-            return None
-        old = answer_text(read_document(entry.response))
-        agrees = self._judge(old, answer_text(document))
-        self.observe(entry_id, similarity, agrees)
-        if not agrees:
-            return None
-        self._remember_turn(ticket, entry_id)
-        return Stored(entry_id, "the explored entry says the same", entry.status)
+        rivals = ticket.rivals if self._keeps_paraphrases else ()
+        new = answer_text(document)
+        for candidate_id in (entry_id, *rivals):
+            entry = self._backend.get(candidate_id)
+            if entry is None:
+                continue
+            agrees = self._judge(answer_text(read_document(entry.response)), new)
+            if candidate_id == entry_id:
+                self.observe(entry_id, similarity, agrees)
+            if agrees:
+                return entry
+        return None
+
+    @property
+    def _keeps_paraphrases(self) -> bool:
+        return getattr(self._stages.decision, "keeps_paraphrases", False)
+
+    def _home(self, ticket: Ticket) -> Neighbourhood:
+        """Where a request's neighbours are."""
+        assert self._semantic is not None
+        identity = ticket.identity
+        return self._semantic.home(
+            identity.partition, identity.compat_fp, ticket.parent, ticket.category
+        )
 
     def _vector(self, ticket: Ticket) -> bytes:
         if self._semantic is None or not ticket.identity.semantic_safe:
@@ -697,3 +722,16 @@ class Answers:
             yield
         except (StoreError, HostError):
             self._count(f"failed_{what}")
+
+
+def _other_answers(chosen: Candidate, near: list[Candidate]) -> tuple[int, ...]:
+    """The nearest entry of each answer among the candidates, that of `chosen` left out."""
+    nearest: dict[int, int] = {}
+    for candidate in near:
+        nearest.setdefault(_answer_of(candidate), candidate.entry_id)
+    nearest.pop(_answer_of(chosen), None)
+    return tuple(nearest.values())
+
+
+def _answer_of(candidate: Candidate) -> int:
+    return candidate.entry_id if candidate.answer is None else candidate.answer

@@ -69,6 +69,8 @@ def canonical(value: Any) -> bytes:
         raise RecipeError("the request is nested too deeply") from error
     except UnicodeEncodeError as error:
         raise RecipeError("the request holds a lone surrogate, which is no text") from error
+    except RecipeError:
+        raise
     except ValueError as error:
         raise RecipeError("the request holds NaN or an infinity, which JSON has not") from error
 
