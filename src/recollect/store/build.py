@@ -10,6 +10,7 @@ from recollect.errors import StoreError
 from recollect.store.sizes import read_bytes
 from recollect.store.tiers import remote_tier
 from recollect.store.tiers.base import Tier
+from recollect.store.tiers.disk import DiskTier
 from recollect.store.tiers.guarded import GuardedTier
 from recollect.store.tiers.host import HostTier
 
@@ -28,6 +29,7 @@ def build_tiers(
     quota: int | str | Mapping[str, int | str] | None,
     encryption_key: bytes | str | None,
     ttl: float | None,
+    check: bool = True,
 ) -> tuple[Tier, ...]:
     """Host, disk, and the remote ones in the order given. Raises StoreError."""
     shared: dict[str, Any] = {
@@ -40,6 +42,8 @@ def build_tiers(
         tiers.append(HostTier(read_bytes(host), **shared))
     if disk and path is None:
         raise StoreError(f"a disk tier of {disk} needs a folder: Store('~/.cache/recollect', ...)")
+    if path is not None:
+        tiers.append(DiskTier(path, read_bytes(disk or DEFAULT_DISK), check=check, **shared))
     further = [remote] if isinstance(remote, str | Tier) else list(remote or ())
     for place in further:
         tier = remote_tier(place, namespace=namespace) if isinstance(place, str) else place

@@ -9,10 +9,12 @@ import threading
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from recollect.core.replacement import TTL, Replacement, policy
 from recollect.core.slot_table import hash_key
@@ -127,16 +129,47 @@ class Holdings:
         self.writing[key] = claim
         return claim
 
-    def admit(self, claim: Claim, age: float = 0.0) -> int:
-        """The claimed entry is ready: its slot. `age` is how many seconds ago it was made."""
+    def admit(self, claim: Claim) -> int:
+        """The claimed entry is ready: its slot."""
         self.writing.pop(claim.key, None)
         slot = self.index.add(claim.key)
         self.nbytes[slot] = claim.nbytes
-        self.born[slot] = self._clock() - age
+        self.born[slot] = self._clock()
         self._group[slot] = claim.group
         self._pins[slot] = 0
         replacement = self._groups[claim.group].policy
         replacement.admit(slot, self.index.hash(slot), claim.nbytes, claim.cost, claim.place)
+        return slot
+
+    def adopt(
+        self,
+        keys: np.ndarray,
+        nbytes: np.ndarray,
+        ages: np.ndarray,
+        costs: np.ndarray,
+        namespaces: Sequence[str],
+    ) -> np.ndarray:
+        """Enter entries that are ready already, and for which nobody made room: slots (N,).
+
+        Args:
+            keys: (N, 32) uint8, all different, none of them there.
+            nbytes: (N,) sizes.
+            ages: (N,) seconds since each was made.
+            costs: (N,) seconds that computing each would take.
+            namespaces: (N,) whose they are.
+        """
+        slots = self.index.extend(keys)
+        facts = zip(
+            slots.tolist(), nbytes.tolist(), ages.tolist(), costs.tolist(), namespaces, strict=True
+        )
+        for slot, size, age, cost, namespace in facts:
+            self._enter(slot, size, age, cost, namespace)
+        return slots
+
+    def adopt_one(self, key: bytes, nbytes: int, age: float, cost: float, namespace: str) -> int:
+        """`adopt` for one entry: its slot."""
+        slot = self.index.add(key)
+        self._enter(slot, nbytes, age, cost, namespace)
         return slot
 
     def cancel(self, claim: Claim) -> None:
@@ -197,6 +230,16 @@ class Holdings:
     def memory(self) -> int:
         """Bytes the books themselves take."""
         return self.index.nbytes() + sum(group.policy.nbytes() for group in self._groups)
+
+    def _enter(self, slot: int, nbytes: int, age: float, cost: float, namespace: str) -> None:
+        number = self._of.get(namespace, 0)
+        group = self._groups[number]
+        self.nbytes[slot], self.born[slot] = nbytes, self._clock() - age
+        self._group[slot], self._pins[slot] = number, 0
+        value = self.index.hash(slot)
+        group.policy.admit(slot, value, nbytes, cost, group.policy.place(value, nbytes))
+        group.used += nbytes
+        self.used += nbytes
 
     def _make_room(self, nbytes: int, group: Group) -> bool:
         if nbytes > group.limit:
