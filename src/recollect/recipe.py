@@ -24,6 +24,7 @@ CATALOGUES = {
     "kv": "recollect.kv.catalogue",
     "diffusion": "recollect.diffusion.catalogue",
     "store": "recollect.store.catalogue",
+    "answers": "recollect.answers.catalogue",
 }
 
 

@@ -18,6 +18,8 @@ from recollect.answers.identity import RequestIdentity
 if TYPE_CHECKING:
     import numpy as np
 
+SAME_ANSWER = "same_answer_as"  # fact of an entry: the entry whose answer equals its own
+
 
 class Candidate(NamedTuple):
     """A stored entry near the query, without its body.
@@ -74,7 +76,12 @@ class Decision(NamedTuple):
 
 
 class DecisionPolicy(Protocol):
-    """Which candidate, if any, answers the query."""
+    """Which candidate, if any, answers the query.
+
+    Two optional attributes change what `Answers` does around it: with `by_category` true, only
+    entries of the query's category are candidates; with `keeps_paraphrases` true, a query that
+    was explored and got a known answer is stored as one more key of that answer.
+    """
 
     def decide(self, candidates: Sequence[Candidate], context: Context) -> Decision:
         """Candidates come nearest first, alive at `context.now`, all of the asker's partition."""

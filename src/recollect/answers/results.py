@@ -28,6 +28,7 @@ class Ticket:
         vector: of the query (dim,), or None.
         write: whether the answer may be stored.
         explored: an entry whose answer is to be compared with the model's, and its similarity.
+        rivals: entries near the query with other answers, for policies that keep paraphrases.
     """
 
     identity: RequestIdentity
@@ -40,6 +41,7 @@ class Ticket:
     vector: np.ndarray | None = None
     write: bool = True
     explored: tuple[int, float] | None = None
+    rivals: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

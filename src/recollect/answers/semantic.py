@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from recollect.answers.backends.base import partition_key
-from recollect.answers.decision import Candidate
+from recollect.answers.decision import SAME_ANSWER, Candidate
 from recollect.answers.entry import Entry
 from recollect.errors import RecipeError
 
@@ -29,13 +29,7 @@ class Neighbourhood(NamedTuple):
     partition: bytes
     compat_fp: bytes
     parent: int | None = None
-
-
-def neighbourhood(
-    partition: Sequence[str], compat_fp: bytes, parent: int | None, chained: bool
-) -> Neighbourhood:
-    """Where an entry's vector goes; the parent counts in chained conversations only."""
-    return Neighbourhood(partition_key(partition), compat_fp, parent if chained else None)
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,26 @@ class _Card:
     created_at: float
     expires_at: float
     query: str
+    answer: int | None
 
 
 class SemanticTier:
-    """Nearest stored queries of a neighbourhood. Holds no answers; safe from several threads."""
+    """Nearest stored queries of a neighbourhood. Holds no answers; safe from several threads.
+
+    With `chained` a conversation's previous turn, with `by_category` the category of the query
+    is part of the neighbourhood.
+    """
 
     def __init__(
-        self, encoder: Encoder, make_index: Callable[[int, str], VectorIndex], chained: bool
+        self,
+        encoder: Encoder,
+        make_index: Callable[[int, str], VectorIndex],
+        chained: bool,
+        by_category: bool = False,
     ) -> None:
         self.encoder = encoder
         self._make_index, self._chained = make_index, chained
+        self._by_category = by_category
         self._lock = threading.RLock()
         self._cards: dict[int, _Card] = {}
         # Neighbourhood -> writer whose quarantine it is, or None for live entries -> index.
@@ -81,23 +85,33 @@ class SemanticTier:
         return vectors[0]
 
     def home(
-        self, partition: Sequence[str], compat_fp: bytes, parent: int | None = None
+        self,
+        partition: Sequence[str],
+        compat_fp: bytes,
+        parent: int | None = None,
+        category: str = "",
     ) -> Neighbourhood:
-        """The neighbourhood a request asks in."""
-        return neighbourhood(partition, compat_fp, parent, self._chained)
+        """The neighbourhood a request asks in, and its answer is stored in."""
+        return Neighbourhood(
+            partition_key(partition),
+            compat_fp,
+            parent if self._chained else None,
+            category if self._by_category else "",
+        )
 
     def add(self, entry: Entry) -> bool:
         """Index a stored entry; False when it has no vector of this encoder."""
         if entry.encoder_id != self.encoder.encoder_id or len(entry.vector) != 4 * self.encoder.dim:
             return False
         card = _Card(
-            home=self.home(entry.partition, entry.compat_fp, entry.parent),
+            home=self.home(entry.partition, entry.compat_fp, entry.parent, entry.category),
             writer=None if entry.status == "live" else entry.writer,
             category=entry.category,
             parent=entry.parent,
             created_at=entry.created_at,
             expires_at=entry.expires_at,
             query=entry.query,
+            answer=entry.facts.get(SAME_ANSWER),
         )
         vector = np.frombuffer(entry.vector, "<f4")
         with self._lock:
@@ -169,4 +183,5 @@ class SemanticTier:
             expires_at=card.expires_at,
             query=card.query,
             status="live" if card.writer is None else "quarantined",
+            answer=card.answer,
         )

@@ -77,18 +77,18 @@ class Categories:
     """The rules of all categories: lifetimes for the store (stage ``lifetimes``).
 
     Attributes:
-        rules: category -> rule.
-        unknown: rule of queries without a known category; the strictest of `rules` when None,
+        categories: category -> rule.
+        unknown: rule of queries without a known category; the strictest of `categories` when None,
             which forbids caching as soon as one category does.
     """
 
-    rules: Mapping[str, CategoryRule] = field(default_factory=lambda: dict(DEFAULTS))
+    categories: Mapping[str, CategoryRule] = field(default_factory=lambda: dict(DEFAULTS))
     unknown: CategoryRule | None = None
 
     def rule(self, category: str) -> CategoryRule:
         """The rule of a category, or that of the unknown."""
-        known = self.rules.get(category)
-        return known or self.unknown or strictest(self.rules.values())
+        known = self.categories.get(category)
+        return known or self.unknown or strictest(self.categories.values())
 
     def lifetime(self, category: str, load: float) -> Lifetime:
         """Time to live in seconds at this load, quota, and whether to cache at all."""
