@@ -11,7 +11,7 @@ from recollect.store.sizes import read_bytes
 from recollect.store.tiers import remote_tier
 from recollect.store.tiers.base import Tier
 from recollect.store.tiers.disk import DiskTier
-from recollect.store.tiers.guarded import GuardedTier
+from recollect.store.tiers.guarded import NOBODY, GuardedTier
 from recollect.store.tiers.host import HostTier
 
 DEFAULT_CHUNK = 256  # tokens
@@ -43,14 +43,25 @@ def build_tiers(
     if disk and path is None:
         raise StoreError(f"a disk tier of {disk} needs a folder: Store('~/.cache/recollect', ...)")
     if path is not None:
-        tiers.append(DiskTier(path, read_bytes(disk or DEFAULT_DISK), check=check, **shared))
+        on_disk = DiskTier(path, read_bytes(disk or DEFAULT_DISK), check=check, **shared)
+        tiers.append(_encrypted(on_disk, encryption_key))
+        tiers[-1].contains(NOBODY)  # refuses an encryption key that is not this folder's
     further = [remote] if isinstance(remote, str | Tier) else list(remote or ())
     for place in further:
         tier = remote_tier(place, namespace=namespace) if isinstance(place, str) else place
-        tiers.append(GuardedTier(tier))
+        tiers.append(GuardedTier(_encrypted(tier, encryption_key)))
     if not tiers:
         raise StoreError("a store without tiers keeps nothing; give host, path or remote")
     return tuple(tiers)
+
+
+def _encrypted(tier: Tier, key: bytes | str | None) -> Tier:
+    """The tier behind encryption, where there is a key; one written with another key is refused."""
+    if key is None:
+        return tier
+    from recollect.store.tiers.encrypted import EncryptedTier
+
+    return EncryptedTier(tier, key)
 
 
 def _quotas(quota: int | str | Mapping[str, int | str] | None, namespace: str) -> dict[str, int]:

@@ -65,8 +65,8 @@ def read_key(source: bytes | str | os.PathLike[str]) -> bytes:
 class EncryptedTier(Tier):
     """Hides the bytes of entries, and only those: names, sizes and times stay visible.
 
-    The first operation compares a check entry with the key: a tier that was written with another
-    key raises `Denied`, then and ever after. So does `GuardedTier` around this one, at start.
+    The first operation, or `check`, compares a check entry with the key: a tier that was written
+    with another one raises `Denied`. `GuardedTier` around this one checks at start.
 
     Args:
         tier: where the encrypted entries lie.
@@ -82,12 +82,12 @@ class EncryptedTier(Tier):
         self._checked = False
 
     def reserve(self, key: bytes, nbytes: int, facts: Facts = NO_FACTS) -> Reservation | None:
-        self._check()
+        self.check()
         inner = self.tier.reserve(key, nbytes + OVERHEAD, facts)
         return None if inner is None else _EncryptedReservation(self, inner, key, nbytes)
 
     def get(self, key: bytes) -> Lease | None:
-        self._check()
+        self.check()
         lease = self.tier.get(key)
         if lease is None:
             self._misses += 1
@@ -101,23 +101,23 @@ class EncryptedTier(Tier):
         return Lease(plain)
 
     def contains(self, key: bytes) -> bool:
-        self._check()
+        self.check()
         return self.tier.contains(key)
 
     def leading(self, keys: Sequence[bytes]) -> int:
-        self._check()
+        self.check()
         return self.tier.leading(keys)
 
     def delete(self, key: bytes) -> bool:
-        self._check()
+        self.check()
         return self.tier.delete(key)
 
     def set_aside(self, key: bytes) -> None:
-        self._check()
+        self.check()
         self.tier.set_aside(key)
 
     def keys(self) -> Iterator[bytes]:
-        self._check()
+        self.check()
         return (key for key in self.tier.keys() if key != CHECK_KEY)  # noqa: SIM118
 
     def stat(self) -> TierStat:
@@ -137,7 +137,7 @@ class EncryptedTier(Tier):
     def close(self) -> None:
         self.tier.close()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Once: is this the key that the tier was written with? Raises Denied if not."""
         if self._checked:
             return
