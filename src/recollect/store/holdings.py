@@ -112,8 +112,6 @@ class Holdings:
     def claim(self, key: bytes, nbytes: int, facts: Facts) -> Claim | None:
         """Promise room; evicts for it. None when there is none, or the key is taken."""
         check_key(key)
-        if nbytes < 1:
-            raise StoreError("an entry has at least one byte")
         self.settle()
         if key in self.writing or self.find(key) != MISSING:
             return None

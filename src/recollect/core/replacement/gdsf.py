@@ -29,7 +29,7 @@ class GDSF(Replacement):
         widen(self._uses, slot)
         widen(self._weight, slot)
         self._uses[slot] = 1
-        self._weight[slot] = MICROSECONDS * (cost or 1.0) / size
+        self._weight[slot] = MICROSECONDS * (cost or 1.0) / max(size, 1)
         self._heap.set(slot, self._age + self._weight[slot])
 
     def touch(self, slot: int) -> None:

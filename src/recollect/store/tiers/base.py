@@ -177,7 +177,8 @@ class Lease:
     def __init__(self, data: Buffer, ended: Callable[[], None] | None = None) -> None:
         # An array of its own for each lease: every view of the bytes refers to it, so that its end
         # is the end of all of them.
-        owner = np.frombuffer(memoryview(data), np.uint8)
+        view = memoryview(data)
+        owner = np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
         owner.flags.writeable = False
         self.nbytes = owner.nbytes
         self._view: memoryview | None = owner.data

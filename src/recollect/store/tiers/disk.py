@@ -227,16 +227,13 @@ class DiskTier(Tier):
         made = books.adopt(new["key"], new["nbytes"], ages, new["cost"], names)
         np.frombuffer(self._checksum, np.uint64)[made] = new["checksum"]
 
-    def _map(self, slot: int) -> mmap.mmap | None:
+    def _map(self, slot: int) -> mmap.mmap | bytes | None:
         """The bytes of an entry; None when its file is gone or has another length."""
         expected = self._books.nbytes[slot]
         try:
             with open(self.path_of(self._books.index.key(slot)), "rb") as file:
                 if os.fstat(file.fileno()).st_size == expected:
-                    mapped = mmap.mmap(file.fileno(), expected, prot=mmap.PROT_READ)
-                    if hasattr(mmap, "MADV_WILLNEED"):
-                        mapped.madvise(mmap.MADV_WILLNEED)  # one long read, not page by page
-                    return mapped
+                    return _mapped(file.fileno(), expected)
         except FileNotFoundError:  # deleted by another process just now, or by hand
             self._books.remove(slot)
             return None
@@ -311,6 +308,15 @@ class DiskTier(Tier):
             raise StoreError(f"the store at {self.folder} fails: {error}") from error
 
 
+def _mapped(file: int, nbytes: int) -> mmap.mmap | bytes:
+    if not nbytes:
+        return b""  # an empty file cannot be mapped
+    mapped = mmap.mmap(file, nbytes, prot=mmap.PROT_READ)
+    if hasattr(mmap, "MADV_WILLNEED"):
+        mapped.madvise(mmap.MADV_WILLNEED)  # one long read, not page by page
+    return mapped
+
+
 class _DiskReservation(ClaimedReservation):
     """Bytes go to a file of their own in `writing`; a lock on it says that its writer lives."""
 
@@ -322,7 +328,8 @@ class _DiskReservation(ClaimedReservation):
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(self._file, 0, claim.nbytes)
+            if claim.nbytes:
+                os.posix_fallocate(self._file, 0, claim.nbytes)  # a full disk says so now
         except OSError:
             self._remove_file()
             self._ended = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from recollect.errors import StoreError
-
 ALIGN = 64
 LOOK = 8  # free ranges of the right class that are tried for size
 
@@ -73,9 +71,7 @@ class FreeSpace:
 
 
 def _rounded(nbytes: int) -> int:
-    if nbytes < 1:
-        raise StoreError(f"cannot take {nbytes} bytes")
-    return -(-nbytes // ALIGN) * ALIGN
+    return -(-max(nbytes, 1) // ALIGN) * ALIGN
 
 
 def _class(size: int) -> int:
