@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,21 @@ class Fault(Exception):
     """The model did not behave as planned: the call is run again without us."""
 
 
+def _ours(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks exceptions that start in this method as ours; those of the model are marked before."""
+
+    @functools.wraps(method)
+    def guarded(self: Evaluation, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except Exception as error:
+            if not isinstance(error, Enough):
+                self.culprit = self.culprit or "ours"
+            raise
+
+    return guarded
+
+
 class Evaluation:
     """What one call does. Made by the session, used by the hooks while the call lasts.
 
@@ -50,6 +67,7 @@ class Evaluation:
         self.position = 0
         self.starts: dict[Range, Streams] = {}
         self.entry: torch.Tensor | None = None
+        self.calls: Counter[str] = Counter()
         self.skipped: tuple[Range, ...] = ()
         self.whole = not isinstance(self.policy.site, BlockSite | Modules)
         assert branch.ledger is not None
@@ -122,30 +140,31 @@ class Evaluation:
         return self.branch.template.fill(self._from_site(self.predict(OUTPUT)))
 
     def _to_site(self, value: Value) -> Value:
-        if not isinstance(self.policy.site, Transform):
-            return value
-        return tuple(tensor - part for tensor, part in self._beside_latent(value))
+        return self._beside_latent(value, -1) if isinstance(self.policy.site, Transform) else value
 
     def _from_site(self, value: Value) -> Value:
-        if not isinstance(self.policy.site, Transform):
-            return value
-        return tuple(tensor + part for tensor, part in self._beside_latent(value))
+        return self._beside_latent(value, 1) if isinstance(self.policy.site, Transform) else value
 
-    def _beside_latent(self, value: Value) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Every output tensor with the part of the latent that it continues."""
-        parts = []
+    def _beside_latent(self, value: Value, sign: int) -> Value:
+        """Output tensors plus (1) or minus (-1) the latent, in the channels that both have.
+
+        Some models are given more channels than they return (an image to start from), others
+        return more (a learned variance).
+        """
+        moved = []
         for place, tensor in enumerate(value):
             latent = self.call.latent[place] if self.call.listed else self.call.latent
-            if latent.ndim > 1 and latent.shape != tensor.shape:
-                axis = 0 if self.call.listed else 1
-                latent = latent.narrow(axis, 0, min(tensor.shape[axis], latent.shape[axis]))
-            if latent.shape != tensor.shape:
+            axis = 0 if self.call.listed else 1
+            shared = min(tensor.shape[axis], latent.shape[axis])
+            rest = tensor.narrow(axis, shared, tensor.shape[axis] - shared)
+            part, latent = tensor.narrow(axis, 0, shared), latent.narrow(axis, 0, shared)
+            if part.shape != latent.shape:
                 raise HostError(
                     f"the output {tuple(tensor.shape)} does not continue the latent "
                     f"{tuple(self.call.latent.shape)}; use the site Velocity"
                 )
-            parts.append((tensor, latent))
-        return parts
+            moved.append(torch.cat([part + sign * latent, rest], axis))
+        return tuple(moved)
 
     # -- deciding --------------------------------------------------------------------------------
 
@@ -195,6 +214,7 @@ class Evaluation:
 
     # -- blocks ----------------------------------------------------------------------------------
 
+    @_ours
     def block(self, block: Block, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Run, judge by, or leave out one block."""
         place, self.position = self.position, self.position + 1
@@ -228,11 +248,20 @@ class Evaluation:
             self.probe(seen if self.entry is None else seen - self.entry)
         return output
 
+    @_ours
     def probe(self, seen: torch.Tensor) -> None:
         """Judge by what the first blocks gave. Raises Enough where nothing more need run."""
-        self.decide(seen)
+        rows = self.call.rows
+        if seen.shape[0] % rows:
+            raise HostError(
+                f"a probed tensor {tuple(seen.shape)} has no samples along its first axis; "
+                "use a gate of the whole model (easycache, taylorseer)"
+            )
+        self.decide(seen.reshape(rows, -1) if seen.shape[0] != rows else seen)
         assert self.compute is not None
-        inside = self.whole or self.policy.gate.probe == "modulated"
+        inside = self.whole or (
+            self.policy.gate.probe == "modulated" and self._skipping(0) is not None
+        )
         if inside and not bool(self.compute.any()):
             raise Enough
 
@@ -304,6 +333,7 @@ class Evaluation:
 
     # -- modules ---------------------------------------------------------------------------------
 
+    @_ours
     def module(self, name: str, mute: bool, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Run or leave out one attention or feed-forward module.
 
@@ -318,6 +348,9 @@ class Evaluation:
         skip = self.compute is not None and not bool(self.compute.all())
         if flags is not None and skip:
             skip = not flags[self.session.site_number(name)]
+        self.calls[name] += 1
+        if self.calls[name] > 1:  # some blocks send both streams through one module
+            name = f"{name} call {self.calls[name]}"
         if not skip:
             output = self._theirs(forward, args, kwargs)
             value, templates[name] = split(output)

@@ -411,16 +411,19 @@ def step_mask(
         reused: lengths of the runs of reused steps between them.
         total: stretch or trim to so many steps, keeping the shares.
     """
-    flags: list[bool] = []
+    bins: list[tuple[bool, int]] = []
     for place, count in enumerate(computed):
-        flags += [True] * count
+        bins.append((True, count))
         if place < len(reused):
-            flags += [False] * reused[place]
-    if total is None or total == len(flags):
-        return tuple(flags)
-    if total < 1:
-        raise RecipeError(f"a trajectory has at least one step, not {total}")
-    last = max(1, total - 1)
-    stretched = [flags[round(i * (len(flags) - 1) / last)] for i in range(total)]
-    stretched[0] = True
-    return tuple(stretched)
+            bins.append((False, reused[place]))
+    length = sum(count for _, count in bins)
+    total = length if total is None else total
+    if total < 1 or length < 1:
+        raise RecipeError(f"a trajectory has at least one step, not {min(total, length)}")
+    flags: list[bool] = []
+    passed = 0
+    for compute, count in bins:
+        passed += count
+        flags += [compute] * (round(passed * total / length) - len(flags))
+    flags[0] = True
+    return tuple(flags)

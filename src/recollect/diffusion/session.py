@@ -210,6 +210,7 @@ class _Survey:
     def __init__(self) -> None:
         self.order: list[Block] = []
         self._waiting: tuple[Block, dict[str, Any], Any] | None = None
+        self._known: dict[type, dict[int, str]] = {}
 
     def block(self, block: Block, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a block; tell the streams of the one before from this one's arguments."""
@@ -238,5 +239,7 @@ class _Survey:
         if self._waiting is not None:
             before, given, output = self._waiting
             same = block is not None and block.group == before.group
-            recognize(before, given, output, named if same else None)
+            kind = type(before.module)
+            recognize(before, given, output, named if same else None, self._known.get(kind))
+            self._known[kind] = before.streams
             self._waiting = None

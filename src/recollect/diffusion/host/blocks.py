@@ -18,8 +18,9 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from recollect.diffusion.values import Template, split
 from recollect.errors import HostError
 
-_SHARE = 0.05  # a list of blocks with less of the parameters is an embedder or a refiner
+_SHARE = 0.01  # a list of blocks with less of the parameters is an embedder or a refiner
 _SIDE = ("refiner", "embed", "text_", "context_", "caption", "norms", "controlnet", "final")
+_NESTED = ("down_blocks", "up_blocks")  # of a U-Net: resolutions change inside them
 
 
 Streams = dict[str, torch.Tensor]
@@ -78,7 +79,7 @@ def find_blocks(model: torch.nn.Module) -> list[Block]:
         if not isinstance(children, torch.nn.ModuleList) or not len(children):
             continue
         share = sum(p.numel() for p in children.parameters()) / total
-        if share < _SHARE or any(part in group for part in _SIDE):
+        if share < _SHARE or group in _NESTED or any(part in group for part in _SIDE):
             continue
         for number, module in enumerate(children):
             names = tuple(inspect.signature(type(module).forward).parameters)[1:]
@@ -87,7 +88,11 @@ def find_blocks(model: torch.nn.Module) -> list[Block]:
 
 
 def recognize(
-    block: Block, named: Mapping[str, Any], output: Any, following: Mapping[str, Any] | None
+    block: Block,
+    named: Mapping[str, Any],
+    output: Any,
+    following: Mapping[str, Any] | None,
+    alike: dict[int, str] | None = None,
 ) -> None:
     """Find a block's streams from a computed step.
 
@@ -96,13 +101,15 @@ def recognize(
         named: its arguments by name.
         output: what it returned.
         following: arguments by name of the next block, if it is of the same list.
+        alike: streams of an earlier block of the same class.
 
     Raises:
         HostError: neither metadata nor the flow of tensors tells the streams.
     """
     value, block.template = split(output)
     places = block.template.places
-    for candidate in (_registered(block), _flow(places, value, following), _only(value, named)):
+    flow = _flow(places, value, following)
+    for candidate in (_registered(block), flow, alike or {}, _only(value, named)):
         if (
             candidate
             and set(places) <= set(candidate)

@@ -33,7 +33,10 @@ def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
     """The modules of the blocks that a site leaves out."""
     found: list[Submodule] = []
     for block in blocks:
-        children = dict(block.module.named_children())
+        module, path = block.module, block.name
+        while len(inner := list(module.named_children())) == 1:  # a block in a wrapper
+            path, module = f"{path}.{inner[0][0]}", inner[0][1]
+        children = dict(inner)
         fused = all(name in children for name in _FUSED)
         if fused and not (site.attention and site.feed_forward):
             continue  # one output for both: neither can be left out alone
@@ -42,7 +45,7 @@ def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
             target = fused and name == _FUSED[1]
             mute = fused and (attention or name == _FUSED[0])
             if mute or target or (site.attention and attention) or (site.feed_forward and feed):
-                found.append(Submodule(f"{block.name}.{name}", child, mute))
+                found.append(Submodule(f"{path}.{name}", child, mute))
     return found
 
 
