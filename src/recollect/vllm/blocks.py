@@ -37,7 +37,8 @@ class BlockCodec(ABC):
     def read(self, cache: torch.Tensor, blocks: Sequence[int]) -> KV:
         """Copies k (H, n·N, D) and v (H, n·N, Dv) of n blocks. Keys are after RoPE."""
         k, v = self.views(cache)
-        return _gather(k, blocks, self.width), _gather(v, blocks, self.value_width)
+        rows = len(blocks) * cache.shape[2]
+        return _gather(k, blocks, (rows, self.width)), _gather(v, blocks, (rows, self.value_width))
 
     def write(
         self, cache: torch.Tensor, blocks: Sequence[int], k: torch.Tensor, v: torch.Tensor
@@ -116,15 +117,15 @@ def codec_for(cache: torch.Tensor, width: int, value_width: int) -> BlockCodec:
     return CpuVec(width, value_width)
 
 
-def _gather(view: torch.Tensor, blocks: Sequence[int], width: int) -> torch.Tensor:
-    """(B, H, …) -> (H, n·N, width), block after block."""
+def _gather(view: torch.Tensor, blocks: Sequence[int], shape: tuple[int, int]) -> torch.Tensor:
+    """(B, H, …) -> (H, *shape), block after block."""
     heads, inner = view.shape[1], view.shape[2:]
     if view.is_cuda:  # one launch instead of n
-        return view[list(blocks)].transpose(0, 1).reshape(heads, -1, width)
+        return view[list(blocks)].transpose(0, 1).reshape(heads, *shape)
     found = view.new_empty((heads, len(blocks), *inner))
     for place, block in enumerate(blocks):
         found[:, place] = view[block]
-    return found.reshape(heads, -1, width)
+    return found.reshape(heads, *shape)
 
 
 def _scatter(view: torch.Tensor, blocks: Sequence[int], x: torch.Tensor) -> None:

@@ -38,7 +38,7 @@ class Entries(Protocol):
 
     def put(self, key: bytes, data: Sequence[Buffer], *, tokens: int) -> bool: ...
     def get(self, key: bytes) -> Lease | None: ...
-    def flush(self) -> None: ...
+    def delete(self, key: bytes) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -163,12 +163,17 @@ class Mover:
             being_saved = self._saving.get(part.key)
         if being_saved is not None:
             being_saved.result(CLOSE_SECONDS)
-        lease = self._store.get(of_rank(part.key, self._rank))
+        key = of_rank(part.key, self._rank)
+        lease = self._store.get(key)
         if lease is None:
             raise StoreError("an entry is gone")
         with lease:
-            frame = unpack(lease.data, model=self._model)
-            self._check(frame, part)
+            try:
+                frame = unpack(lease.data, model=self._model)
+                self._check(frame, part)
+            except StoreError:
+                self._store.delete(key)  # or nothing better could take its place
+                raise
             first = part.skip * self._block
             rows = slice(first, first + len(part.blocks) * self._block)
             self._on_stream(lambda: self._write(frame, part.blocks, rows))

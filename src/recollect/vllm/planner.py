@@ -17,7 +17,10 @@ from recollect.vllm.presence import Lookup, Presence
 
 logger = logging.getLogger(__name__)
 
-HANDOFF = "recollect_chunks"  # in kv_transfer_params: how many chunks a producer saved
+# In kv_transfer_params. A proxy asks a prefill engine with vLLM's own word, and passes what that
+# returns on to the decoding engine: how many chunks to expect in the store.
+PREFILL_ONLY = "do_remote_decode"
+HANDOFF = "recollect_chunks"
 
 
 class Request(Protocol):
@@ -36,7 +39,8 @@ class Policy:
     """When KV is moved. Sizes in tokens.
 
     `sync` and `later` say which ways of loading may be used; with both, what our own workers hold
-    is loaded before the forward and the rest while other requests run.
+    is loaded before the forward and the rest while other requests run. `hands_off`: every request
+    ends with a message for the engine that decodes it.
     """
 
     chunk: int
@@ -184,7 +188,8 @@ class Planner:
     def finished(self, request: Request) -> dict[str, Any] | None:
         """Forget a request. A producer tells its consumer how many chunks to expect."""
         known = self._requests.pop(request.request_id, None)
-        if known is None or not self.policy.hands_off:
+        asked = (request.kv_transfer_params or {}).get(PREFILL_ONLY)
+        if known is None or not self.policy.saves or not (asked or self.policy.hands_off):
             return None
         return {HANDOFF: min(known.passed, request.num_prompt_tokens // self.policy.chunk)}
 
