@@ -164,7 +164,8 @@ def recipes(area: str | None = None) -> list[Recipe]:
 
 def find(name: str) -> Recipe:
     """The recipe of that name. Raises RecipeError with the nearest name when there is none."""
-    _load_catalogues()
+    if name not in _REGISTRY:  # a room that filled its own part needs no other room's imports
+        _load_catalogues()
     if name not in _REGISTRY:
         raise RecipeError(
             f"unknown recipe '{name}'{_did_you_mean(name, _REGISTRY)} (recollect recipes lists all)"

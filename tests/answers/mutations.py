@@ -26,8 +26,8 @@ TEXTS = [
 LEAVES = [None, True, False, 0, 1, -1, 2, 0.0, 1.0, 0.5, 1e300, *TEXTS, [], {}, [[]], {"": ""}]
 NAMES = [
     "temperature", "top_p", "seed", "n", "stop", "max_tokens", "tools", "tool_choice", "logprobs",
-    "response_format", "logit_bias", "reasoning_effort", "frequency_penalty", "modalities", "system",
-    "instructions", "suffix", "dimensions", "encoding_format", "thinking", "guided_json", "stream",
+    "response_format", "logit_bias", "reasoning_effort", "frequency_penalty", "modalities",
+    "system", "instructions", "suffix", "dimensions", "encoding_format", "thinking", "stream",
     "user", "metadata", "store", "service_tier", "stream_options", "request_id", "new_field",
     "prompt_cache_key", "safety_identifier", "model",
 ]  # fmt: skip

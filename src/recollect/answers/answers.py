@@ -6,7 +6,6 @@ fails makes lookups misses and drops writes: no error of the cache reaches the c
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -328,10 +327,9 @@ class Answers:
         with self._failing_open("store"):
             try:
                 ticket = self._as_ticket(request_or_ticket, asked)
-                body = as_bytes(response)
-                kept = dict(facts or {})
-                json.dumps(kept, allow_nan=False)
-            except (RecipeError, TypeError, ValueError) as error:
+                body, kept = as_bytes(response), dict(facts or {})
+                as_bytes(kept)  # they are stored as JSON
+            except RecipeError as error:
                 return self._refuse(f"not storable: {error}")
             if category is not None:
                 ticket.category = category
@@ -558,7 +556,7 @@ class Answers:
         categories = dict(Counter(entry.category for entry in entries))
         ids = tuple(entry.id for entry in entries)
         if not dry_run:
-            ids = tuple(self._delete(ids, self._clock.now(), by="purge"))
+            ids = tuple(sorted(self._delete(ids, self._clock.now(), by="purge")))
         return Purged(ids, dry_run, categories)
 
     def sweep(self) -> int:

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from recollect.errors import RecipeError
+
 
 def read_document(response: bytes) -> Mapping[str, Any]:
     """The answer as JSON; an empty mapping when it is none."""
@@ -22,11 +24,14 @@ def read_document(response: bytes) -> Mapping[str, Any]:
 def as_bytes(response: bytes | Mapping[str, Any]) -> bytes:
     """An answer as it is stored: bytes as they are, anything else as JSON.
 
-    Raises TypeError or ValueError when JSON has no text for it.
+    Raises RecipeError when JSON has no text for it.
     """
     if isinstance(response, bytes):
         return response
-    return json.dumps(response, ensure_ascii=False, allow_nan=False).encode()
+    try:
+        return json.dumps(response, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"JSON has no text for it: {error}") from error
 
 
 def answer_text(document: Mapping[str, Any]) -> str | None:

@@ -81,6 +81,7 @@ def build_stages(recipe: Any, arguments: Mapping[str, Any], encoder: Any = None)
 def _recipe_stages(recipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if recipe == "exact" and not arguments:
         return {}  # the registry stays unread: nothing heavy is imported
+    from recollect.answers import catalogue  # noqa: F401  (fills its part of the registry)
     from recollect.recipe import Composition, Recipe, compose
 
     if isinstance(recipe, Recipe):
