@@ -24,6 +24,7 @@ from recollect.gateway.config import GatewayConfig
 from recollect.gateway.gateway import Gateway
 from recollect.gateway.protocols import GENERATING
 
+RUNNING: list[Gateway] = []
 PROTOCOLS = {protocol.path: protocol for protocol in GENERATING}
 
 
@@ -179,7 +180,16 @@ def gateway_before(upstream: str, **settings: Any) -> Iterator[tuple[str, Gatewa
     }
     gateway = Gateway(GatewayConfig(upstream=upstream, **settings), **parts)
     with serving(create_app(gateway=gateway)) as address:
-        yield address, gateway
+        RUNNING.append(gateway)
+        try:
+            yield address, gateway
+        finally:
+            RUNNING.remove(gateway)
+
+
+def settle() -> None:
+    """Wait until every answer that was delivered is stored as well."""
+    wait_until(lambda: not any(g.flights.settling or g.calls for g in RUNNING))
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:

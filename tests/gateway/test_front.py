@@ -11,7 +11,7 @@ import anthropic
 import httpx
 import openai
 import pytest
-from servers import usual, wait_until
+from servers import settle, usual, wait_until
 from starlette.responses import JSONResponse, Response
 from streams import assemble
 
@@ -31,10 +31,19 @@ def anthropic_client(address, key="alice"):
     return anthropic.Anthropic(base_url=address, api_key=key, max_retries=0, timeout=30)
 
 
+def twice(ask):
+    """What a miss gets, and what a hit gets."""
+    first = ask()
+    settle()
+    return [first, ask()]
+
+
 def post(address, document, path="/v1/chat/completions", key="alice", **headers):
     given = {"authorization": f"Bearer {key}", **headers} if key else headers
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return HTTP.post(address + path, content=body, headers=given)
+    answer = HTTP.post(address + path, content=body, headers=given)
+    settle()
+    return answer
 
 
 def test_a_hit_is_the_miss_byte_for_byte(address, upstream):
@@ -52,15 +61,17 @@ def test_a_hit_is_the_miss_byte_for_byte(address, upstream):
 
 def test_the_openai_client_reads_hits_and_misses_of_chat(address, upstream):
     client = openai_client(address)
-    found = [client.chat.completions.create(model="m", messages=ASK, n=2) for _ in range(2)]
+    found = twice(lambda: client.chat.completions.create(model="m", messages=ASK, n=2))
     assert found[0] == found[1]
     assert len(found[0].choices) == 2
     options = {"include_usage": True}
-    streams = [
-        list(client.chat.completions.create(model="m", messages=ASK, stream=True,
-                                            stream_options=options))
-        for _ in range(2)
-    ]  # fmt: skip
+    streams = twice(
+        lambda: list(
+            client.chat.completions.create(
+                model="m", messages=ASK, stream=True, stream_options=options
+            )
+        )
+    )
     texts = ["".join(c.choices[0].delta.content or "" for c in s if c.choices) for s in streams]
     assert texts[0] == texts[1] == "answer 2 to why? (0)"
     assert streams[0][-1].usage == streams[1][-1].usage
@@ -71,9 +82,9 @@ def test_the_openai_client_reads_hits_and_misses_of_chat(address, upstream):
 def test_the_openai_client_reads_hits_and_misses_of_responses(address, upstream):
     client = openai_client(address)
     ask = {"model": "m", "input": "why?", "store": False}
-    found = [client.responses.create(**ask) for _ in range(2)]
+    found = twice(lambda: client.responses.create(**ask))
     assert found[0].output_text == found[1].output_text == "answer 1 to why?"
-    streams = [list(client.responses.create(**ask, stream=True)) for _ in range(2)]
+    streams = twice(lambda: list(client.responses.create(**ask, stream=True)))
     assert [e.type for e in streams[0]] == [e.type for e in streams[1]]
     assert streams[0][-1].response == streams[1][-1].response
     assert upstream.total == 2
@@ -91,27 +102,26 @@ def test_responses_that_leave_an_object_at_the_provider_are_not_cached(address, 
 
 def test_the_openai_client_reads_hits_and_misses_of_completions(address, upstream):
     client = openai_client(address)
-    found = [client.completions.create(model="m", prompt="why?") for _ in range(2)]
+    found = twice(lambda: client.completions.create(model="m", prompt="why?"))
     assert found[0] == found[1]
-    streams = [
-        "".join(c.choices[0].text for c in client.completions.create(model="m", prompt="why?",
-                                                                     stream=True))
-        for _ in range(2)
-    ]  # fmt: skip
-    assert streams[0] == streams[1] == "answer 2 to why?"
+    streams = twice(lambda: list(client.completions.create(model="m", prompt="why?", stream=True)))
+    texts = ["".join(chunk.choices[0].text for chunk in stream) for stream in streams]
+    assert texts == ["answer 2 to why?"] * 2
     assert upstream.total == 2
 
 
 def test_the_anthropic_client_reads_hits_and_misses(address, upstream):
     client = anthropic_client(address)
     ask = {"model": "claude", "max_tokens": 9, "messages": ASK}
-    found = [client.messages.create(**ask) for _ in range(2)]
+    found = twice(lambda: client.messages.create(**ask))
     assert found[0] == found[1]
-    finals = []
-    for _ in range(2):
-        with client.messages.stream(**ask) as stream:
-            assert "".join(stream.text_stream) == "answer 2 to why?"
-            finals.append(stream.get_final_message())
+
+    def stream():
+        with client.messages.stream(**ask) as streamed:
+            assert "".join(streamed.text_stream) == "answer 2 to why?"
+            return streamed.get_final_message()
+
+    finals = twice(stream)
     assert finals[0].content == finals[1].content
     assert finals[0].usage.output_tokens == finals[1].usage.output_tokens == 4
     assert upstream.total == 2

@@ -174,18 +174,16 @@ class GatewayConfig:
         return next((p for name, p in self.prices.items() if fnmatchcase(model, name)), Price())
 
 
-def read_config(path: Path, **given: Any) -> GatewayConfig:
-    """The configuration in a YAML file; `given` goes before what the file says.
-
-    Raises GatewayError naming the field that is wrong.
-    """
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, for `build_config`. Raises GatewayError."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise GatewayError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise GatewayError(f"cannot read {path}: {reason}") from error
     if not isinstance(found, dict):
         raise GatewayError(f"{path} is no mapping; write e.g. upstream: http://localhost:8000")
-    return build_config({**found, **given})
+    return found
 
 
 def build_config(found: Mapping[str, Any]) -> GatewayConfig:

@@ -44,7 +44,6 @@ class EmbeddingFront:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway, self._protocol = gateway, Embeddings()
         self._under_way: dict[Hashable, asyncio.Future[bytes | _Failure]] = {}
-        self._calls: set[asyncio.Task[None]] = set()
 
     async def __call__(self, request: Request) -> Response:
         """The answer to a request."""
@@ -137,8 +136,8 @@ class EmbeddingFront:
                 asked, [items[at] for at in ours], [lookups[at] for at in ours], futures, span
             )
             task = loop.create_task(self._fly(call, list(ours.values()), futures))
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            self._gateway.calls.add(task)
+            task.add_done_callback(self._gateway.calls.discard)
         return waiting
 
     async def _fly(

@@ -28,6 +28,7 @@ class Flight:
         failure: what broke it off, if anything did.
         travellers: how many read it now.
         boarded: how many ever did.
+        task: flies it.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Flight:
         self._chunks: list[bytes] = []
         self._landed = False
         self._moved = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     # The pilot's side ---------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ class Flight:
         self, fly: Callable[[Flight], Awaitable[None]], landed: Callable[[], None]
     ) -> None:
         """Start. `fly` calls `begin`, `add` and `land`; `landed` is called at its very end."""
-        self._task = asyncio.get_running_loop().create_task(self._fly(fly, landed))
+        self.task = asyncio.get_running_loop().create_task(self._fly(fly, landed))
 
     def begin(self, head: Head) -> None:
         """The response's head is there."""
@@ -93,8 +94,8 @@ class Flight:
     def leave(self) -> None:
         """One less waits."""
         self.travellers -= 1
-        if self.travellers == 0 and not self._landed and self._task is not None:
-            self._task.cancel()
+        if self.travellers == 0 and not self._landed and self.task is not None:
+            self.task.cancel()
 
     async def headed(self) -> Head:
         """The head of the response. Raises Refusal when none came."""
@@ -131,14 +132,20 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: dict[Hashable, Flight] = {}
+        self._all: set[Flight] = set()  # those that are never shared as well
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._all)
+
+    @property
+    def settling(self) -> int:
+        """How many are read by nobody any more, and on their way into the store."""
+        return sum(flight.travellers == 0 for flight in self._all)
 
     @property
     def travellers(self) -> int:
-        """How many wait for a shared flight."""
-        return sum(flight.travellers for flight in self._flights.values())
+        """How many wait for a flight."""
+        return sum(flight.travellers for flight in self._all)
 
     def join(
         self, key: Hashable | None, fly: Callable[[Flight], Awaitable[None]]
@@ -153,11 +160,19 @@ class Flights:
             return found, True
         flight = Flight()
         flight.board()
+        self._all.add(flight)
         if key is not None:
             self._flights[key] = flight
         flight.take_off(fly, lambda: self._landed(key, flight))
         return flight, False
 
+    async def settled(self, seconds: float) -> None:
+        """Wait until none is settling, or so many seconds."""
+        tasks = [f.task for f in self._all if f.travellers == 0 and f.task]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
     def _landed(self, key: Hashable | None, flight: Flight) -> None:
+        self._all.discard(flight)
         if key is not None and self._flights.get(key) is flight:
             del self._flights[key]

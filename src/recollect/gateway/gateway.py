@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 from recollect.answers import Answers, Clock, SystemClock
 from recollect.errors import GatewayError
@@ -25,6 +25,7 @@ log = logging.getLogger("recollect.gateway")
 
 _SAVE_SECONDS = 1.0  # how much spending a crash may forget
 _SWEEP_SECONDS = 300.0
+_STOP_SECONDS = 5.0  # how long the end waits for answers on their way into the store
 
 
 class Gateway:
@@ -59,6 +60,7 @@ class Gateway:
         self._loads: dict[str, Load] = {}
         self._upstream: Upstream | None = None
         self._chores: list[asyncio.Task[None]] = []
+        self.calls: set[asyncio.Task[None]] = set()  # of embeddings, which board no flight
 
     @property
     def upstream(self) -> Upstream:
@@ -79,6 +81,9 @@ class Gateway:
         """Close everything; what was spent is written down."""
         for chore in self._chores:
             chore.cancel()
+        await self.flights.settled(_STOP_SECONDS)
+        if self.calls:
+            await asyncio.wait(self.calls, timeout=_STOP_SECONDS)
         if self._upstream is not None:
             await self._upstream.close()
         await self.cache.close()
@@ -107,8 +112,7 @@ class Gateway:
         await self.cache.run(self.cache.answers.sweep)
         await self.cache.run(self.cache.answers.refresh)
 
-    async def _every(self, seconds: float, chore: object) -> None:
-        assert callable(chore)
+    async def _every(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
             try:
@@ -128,13 +132,3 @@ def open_answers(config: GatewayConfig, clock: Clock) -> Answers:
         ledger=config.audit or None,
         **config.arguments,
     )
-
-
-@contextlib.asynccontextmanager
-async def running(gateway: Gateway):  # type: ignore[no-untyped-def]
-    """Start, and stop at the end."""
-    await gateway.start()
-    try:
-        yield gateway
-    finally:
-        await gateway.stop()
