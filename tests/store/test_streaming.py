@@ -147,7 +147,16 @@ def test_small_transfers_say_nothing_about_bandwidth():
     assert throughput.bandwidth is None
     throughput.observe(5000, 0.5)
     throughput.observe(10, 1.0)
-    assert throughput.bandwidth == 10_000
+    assert throughput.bandwidth.last == 10_000
+
+
+def test_a_steady_link_is_trusted_and_an_unsteady_one_is_not():
+    steady, unsteady = Throughput(0), Throughput(0)
+    for i in range(8):
+        steady.observe(1000, 1.0)
+        unsteady.observe(1000, 1.0 + 9 * (i % 2))
+    assert steady.bandwidth.change < 0.01
+    assert unsteady.bandwidth.change > 0.8
 
 
 def test_transfers_follow_the_trace():

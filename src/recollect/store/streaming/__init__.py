@@ -8,6 +8,7 @@ again; `loader` brings the layers of stored chunks one after the other, ahead of
 from recollect.store.streaming.controller import (
     TEXT,
     AdaptivePolicy,
+    Bandwidth,
     Chunk,
     Policy,
     Progress,
@@ -20,6 +21,7 @@ from recollect.store.streaming.loader import LayerStream
 __all__ = [
     "TEXT",
     "AdaptivePolicy",
+    "Bandwidth",
     "Chunk",
     "LayerStream",
     "Policy",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from recollect.store.streaming.frontier import Frontier
 
@@ -48,6 +48,18 @@ class Progress:
         return Progress(link, max(self.ready, link + chunk.decode_seconds))
 
 
+class Bandwidth(NamedTuple):
+    """What is known of a link.
+
+    Attributes:
+        last: bytes per second of the last transfer.
+        change: by what share bandwidth typically differs from one transfer to the next; 0 to 1.
+    """
+
+    last: float
+    change: float = 0.1
+
+
 class Policy(Protocol):
     """Chooses a level, or `TEXT`, for the first of the chunks that remain."""
 
@@ -56,10 +68,9 @@ class Policy(Protocol):
         remaining: Sequence[Chunk],
         progress: Progress,
         deadline: float,
-        bandwidth: float | None,
+        bandwidth: Bandwidth | None,
     ) -> int:
-        """`deadline` in seconds since the request; `bandwidth` in bytes per second, None while
-        nothing was measured."""
+        """`deadline` in seconds since the request; `bandwidth` None while nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +84,32 @@ class AdaptivePolicy:
 
     Attributes:
         values: worth of each level, best first; evenly spaced from 1 if left out.
-        caution: share of the measured bandwidth that is not relied on while the deadline can be met
-            without it.
+        caution: how many of the link's typical changes for the worse are reckoned with, as long as
+            the deadline can be met even so.
     """
 
     values: tuple[float, ...] | None = None
-    caution: float = 0.2
+    caution: float = 1.0
 
     def choose(
         self,
         remaining: Sequence[Chunk],
         progress: Progress,
         deadline: float,
-        bandwidth: float | None,
+        bandwidth: Bandwidth | None,
     ) -> int:
         """See `Policy`. Without a measured bandwidth: a middle level."""
         levels = len(remaining[0].sizes)
         if bandwidth is None:
             return levels // 2
         values = self.values or tuple(1 - level / levels for level in range(levels))
-        for trusted in (bandwidth * (1 - self.caution), bandwidth):
+        last = bandwidth.last
+        for trusted in (last * max(0.1, 1 - self.caution * bandwidth.change), last):
             frontier = Frontier(remaining, values, trusted, deadline)
             choice = frontier.best_in_time(progress.link, progress.ready)
             if choice is not None:
                 return choice
-        return Frontier(remaining, values, bandwidth, math.inf).soonest(
-            progress.link, progress.ready
-        )
+        return Frontier(remaining, values, last, math.inf).soonest(progress.link, progress.ready)
 
 
 @dataclass(frozen=True)
@@ -117,12 +127,12 @@ class ReleasedPolicy:
         remaining: Sequence[Chunk],
         progress: Progress,
         deadline: float,
-        bandwidth: float | None,
+        bandwidth: Bandwidth | None,
     ) -> int:
         """See `Policy`."""
         share = deadline / self.chunks
         for level, size in enumerate(remaining[0].sizes):
-            if bandwidth and size / bandwidth < share:
+            if bandwidth and bandwidth.last > 0 and size / bandwidth.last < share:
                 return level
         return TEXT
 
@@ -130,11 +140,18 @@ class ReleasedPolicy:
 class Throughput:
     """Bandwidth as the last transfer showed it; small transfers show latency and do not count."""
 
-    def __init__(self, smallest: int = 64 << 10) -> None:
+    def __init__(self, smallest: int = 64 << 10, known: Bandwidth | None = None) -> None:
         self.smallest = smallest
-        self.bandwidth: float | None = None
+        self.bandwidth = known
 
     def observe(self, nbytes: int, seconds: float) -> None:
         """Take note of a finished transfer."""
-        if nbytes >= self.smallest and seconds > 0:
-            self.bandwidth = nbytes / seconds
+        if nbytes < self.smallest or seconds <= 0:
+            return
+        now, before = nbytes / seconds, self.bandwidth
+        if before is None:
+            self.bandwidth = Bandwidth(now)
+            return
+        larger = max(now, before.last)
+        changed = 1 - min(now, before.last) / larger if 0 < larger < math.inf else 0.0
+        self.bandwidth = Bandwidth(now, (before.change + changed) / 2)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from recollect.store.streaming.controller import TEXT, Chunk, Policy, Progress
+from recollect.store.streaming.controller import (
+    TEXT,
+    Bandwidth,
+    Chunk,
+    Policy,
+    Progress,
+    Throughput,
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,14 @@ def run(
         known: bandwidth believed before the first transfer.
         oracle: tell it the bandwidth of the moment instead.
     """
-    progress, measured, choices = Progress(), known, []
+    throughput = Throughput(smallest=0, known=None if known is None else Bandwidth(known))
+    progress, choices = Progress(), []
     for i, chunk in enumerate(chunks):
-        told = trace.at(progress.link) if oracle else measured
+        told = Bandwidth(trace.at(progress.link)) if oracle else throughput.bandwidth
         choice = policy.choose(chunks[i:], progress, deadline, told)
         seconds = 0.0 if choice == TEXT else trace.transfer(progress.link, chunk.sizes[choice])
         if choice != TEXT:
-            measured = chunk.sizes[choice] / seconds if seconds else math.inf
+            throughput.observe(chunk.sizes[choice], seconds)
         choices.append(choice)
         progress = progress.after(chunk, choice, seconds)
     return Outcome(tuple(choices), progress.ready)
@@ -89,14 +96,26 @@ def value(choices: Sequence[int], levels: int) -> float:
 
 
 def brute_force(chunks: Sequence[Chunk], deadline: float, trace: Trace) -> Outcome:
-    """The assignment that is best with the whole trace known: in time, valuable, soon."""
+    """The assignment that is best with the whole trace known: in time, valuable, soon.
+
+    Where none is in time, the soonest.
+    """
     levels = len(chunks[0].sizes)
-    options = [outcome(c, chunks, trace) for c in
-               itertools.product([*range(levels), TEXT], repeat=len(chunks))]  # fmt: skip
-
-    def rank(found: Outcome) -> tuple[float, float, float]:
-        if found.finish > deadline:
-            return (1.0, found.finish, 0.0)
-        return (0.0, -value(found.choices, levels), found.finish)
-
-    return min(options, key=rank)
+    best = Outcome((), math.inf)
+    rank = (1.0, math.inf, 0.0)
+    waiting: list[tuple[tuple[int, ...], Progress]] = [((), Progress())]
+    while waiting:
+        choices, progress = waiting.pop()
+        if len(choices) < len(chunks):
+            chunk = chunks[len(choices)]
+            for choice in (*range(levels), TEXT):
+                text = choice == TEXT
+                seconds = 0.0 if text else trace.transfer(progress.link, chunk.sizes[choice])
+                waiting.append(((*choices, choice), progress.after(chunk, choice, seconds)))
+            continue
+        late = progress.ready > deadline
+        worth = 0.0 if late else -value(choices, levels)
+        found = (float(late), progress.ready if late else worth, progress.ready)
+        if found < rank:
+            rank, best = found, Outcome(choices, progress.ready)
+    return best
