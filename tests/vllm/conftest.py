@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_client import ABSENT, PYTHON, ROOT, Engine, connector  # noqa: E402
+from engine_client import ABSENT, PYTHON, ROOT, Engine, connector
 
 ZOO = ROOT / "src/recollect/zoo/models/tiny-llama"
 

@@ -13,8 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venvs/vllm/bin/python"
 ABSENT = "needs vLLM in .venvs/vllm: make vllm"
-START_SECONDS = 240
-ANSWER_SECONDS = 180
+START_SECONDS = 540
+ANSWER_SECONDS = 540
 
 
 def connector(load: str = "auto", role: str = "kv_both", **extra: Any) -> dict[str, Any]:

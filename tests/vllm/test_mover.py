@@ -107,7 +107,9 @@ def test_part_of_an_entry_fills_part_of_the_blocks(mover, caches):
 
 def test_from_the_first_missing_entry_on_all_blocks_are_reported(mover):
     save(mover)
-    load(mover, [Part(KEY, (5, 6, 7, 8)), Part(OTHER, (9, 10, 11, 12)), Part(KEY, (13, 14, 15, 16))])
+    load(
+        mover, [Part(KEY, (5, 6, 7, 8)), Part(OTHER, (9, 10, 11, 12)), Part(KEY, (13, 14, 15, 16))]
+    )
     assert mover.take_bad_blocks() == set(range(9, 17))
     report = mover.take_report()
     assert (report.lost, report.failed, report.taint) == ({OTHER}, {"r"}, 1)

@@ -1,4 +1,4 @@
-"""Settings, versions and names: wrong ones are refused in one line, equal ones are equal anywhere."""
+"""Settings, versions and names: wrong ones are refused in a line, equal ones agree anywhere."""
 
 import hashlib
 from types import SimpleNamespace
