@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from recollect.kv import KVPolicy, RecollectCache, kv_cache, load_cache, use
     from recollect.recipe import Composition, Recipe, recipes
     from recollect.store import Store
+    from recollect.store.prefix import prefix_cache
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "accelerated",
     "kv_cache",
     "load_cache",
+    "prefix_cache",
     "recipes",
     "restore",
     "use",
@@ -48,6 +50,7 @@ _HOMES = {
     "accelerated": "recollect.diffusion",
     "kv_cache": "recollect.kv",
     "load_cache": "recollect.kv",
+    "prefix_cache": "recollect.store.prefix",
     "recipes": "recollect.recipe",
     "restore": "recollect.diffusion",
     "use": "recollect.kv",
