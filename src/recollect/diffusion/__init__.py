@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recollect.diffusion.attach import Acceleration, accelerate, accelerated, restore
-    from recollect.diffusion.policy import DiffusionPolicy, policy
+    from recollect.diffusion.policy import DiffusionPolicy
     from recollect.diffusion.report import DiffusionReport
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "DiffusionReport",
     "accelerate",
     "accelerated",
-    "policy",
     "restore",
 ]
 
@@ -27,7 +26,6 @@ _HOMES = {
     "DiffusionReport": "report",
     "accelerate": "attach",
     "accelerated": "attach",
-    "policy": "policy",
     "restore": "attach",
 }
 

@@ -6,18 +6,25 @@ at every site.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from recollect.diffusion import correctors, gates, predictors, sites
 from recollect.diffusion.correctors import Corrector
 from recollect.diffusion.gates import Gate, Interval
 from recollect.diffusion.predictors import Predictor, Reuse
 from recollect.diffusion.sites import Site, Velocity
 from recollect.errors import RecipeError
-from recollect.recipe import Composition, compose
+from recollect.recipe import Composition, compose, one_line_yaml, read_yaml
 
 BATCHES = ("any", "all", "split")
+_KINDS = {
+    "site": (sites, Site),
+    "gate": (gates, Gate),
+    "predictor": (predictors, Predictor),
+    "corrector": (correctors, Corrector),
+}
 
 
 @dataclass(frozen=True)
@@ -45,37 +52,72 @@ class DiffusionPolicy:
         if self.batch not in BATCHES:
             raise RecipeError(f"batch is one of {', '.join(BATCHES)}, not '{self.batch}'")
 
+    def to_yaml(self) -> str:
+        """One line of YAML that `from_yaml` reads back to an equal policy."""
+        out: dict[str, Any] = {"batch": self.batch, "limit": self.limit}
+        for kind in _KINDS:
+            if (part := getattr(self, kind)) is not None:
+                values = {f.name: _plain(getattr(part, f.name)) for f in fields(part) if f.repr}
+                out[kind] = {type(part).__name__: values}
+        return one_line_yaml(out)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> DiffusionPolicy:
+        """Read a line written by `to_yaml`. Raises RecipeError on anything else."""
+        given = read_yaml(text)
+        unknown = set(given) - set(_KINDS) - {"batch", "limit"}
+        if unknown:
+            raise RecipeError(f"a policy has no part '{unknown.pop()}'")
+        parts = {kind: _read_part(kind, given[kind]) for kind in _KINDS if kind in given}
+        return cls(**parts, batch=given.get("batch", "any"), limit=given.get("limit"))
+
 
 def policy(spec: str | Composition | DiffusionPolicy, **arguments: Any) -> DiffusionPolicy:
-    """Read a recipe, a composition or a policy, with parameters of its parts replaced.
+    """The policy a specification means.
+
+    Args:
+        spec: a recipe name, ``"a + b(x=1)"``, a line of YAML, a composition, or a policy.
+        arguments: `batch`, `limit`, any parameter of the parts, or a whole part by its kind, e.g.
+            ``site=Hidden()``.
 
     Raises:
         RecipeError: an unknown name or argument, or recipes of another room.
     """
-    own = {name: arguments.pop(name) for name in ("batch", "limit") if name in arguments}
+    if isinstance(spec, str) and spec.lstrip().startswith("{"):
+        spec = DiffusionPolicy.from_yaml(spec)
+    whole = {n: arguments.pop(n) for n in ("batch", "limit", *_KINDS) if n in arguments}
     if isinstance(spec, DiffusionPolicy):
-        return replace(_with_arguments(spec, arguments), **own)
-    composition = compose(spec) if isinstance(spec, str) else spec
-    areas = {recipe.area for recipe in composition.recipes}
-    if areas != {"diffusion"}:
-        raise RecipeError(
-            f"'{composition.name}' is not of the diffusion room; recollect recipes lists those"
-        )
-    return DiffusionPolicy(**composition.with_arguments(arguments).stages, **own)
+        base = spec
+        parts = {kind: getattr(spec, kind) for kind in _KINDS if getattr(spec, kind) is not None}
+        composition = Composition((), parts)
+    else:
+        base = DiffusionPolicy()
+        composition = compose(spec) if isinstance(spec, str) else spec
+        areas = {recipe.area for recipe in composition.recipes}
+        if areas != {"diffusion"}:
+            raise RecipeError(
+                f"'{composition.name}' is not of the diffusion room; recollect recipes lists those"
+            )
+    return replace(base, **{**composition.with_arguments(arguments).stages, **whole})
 
 
-def _with_arguments(given: DiffusionPolicy, arguments: Mapping[str, Any]) -> DiffusionPolicy:
-    changed: dict[str, Any] = {}
-    for name, value in arguments.items():
-        owners = [
-            part.name
-            for part in fields(given)
-            if hasattr(type(getattr(given, part.name)), "__dataclass_fields__")
-            and name in type(getattr(given, part.name)).__dataclass_fields__
-        ]
-        if not owners:
-            raise RecipeError(f"no part of the policy has an argument '{name}'")
-        for owner in owners:
-            part = changed.get(owner, getattr(given, owner))
-            changed[owner] = replace(part, **{name: value})
-    return replace(given, **changed)
+def _read_part(kind: str, given: Any) -> Any:
+    module, base = _KINDS[kind]
+    known = {
+        name: part
+        for name, part in vars(module).items()
+        if isinstance(part, type) and issubclass(part, base) and not name.startswith("_")
+    }
+    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in known:
+        raise RecipeError(f"the {kind} is one of {', '.join(sorted(known))}, not {given}")
+    ((name, values),) = given.items()
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in (values or {}).items()}
+    try:
+        return known[name](**values)
+    except TypeError as error:
+        raise RecipeError(f"{name} does not take {', '.join(values)}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value

@@ -1,0 +1,221 @@
+"""Which steps to compute under a budget, planned with the predictor that will run between them.
+
+A schedule that is best for reuse is not best for a forecast: planned for the wrong one, the same
+budget costs many decibels. Planning takes a few recorded generations and no further evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from recollect.diffusion.attach import accelerated
+from recollect.diffusion.clock import Clock, Step
+from recollect.diffusion.gates import Interval, Mask
+from recollect.diffusion.policy import DiffusionPolicy
+from recollect.diffusion.predictors import FoCa, History, Predictor, Reuse, Taylor
+from recollect.diffusion.sites import BlockSite, Modules, Site, Velocity
+from recollect.diffusion.values import Value
+from recollect.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values of one site over uncached generations.
+
+    Attributes:
+        site: where they were taken.
+        steps: the steps of a generation, in sampling order.
+        values: for every step, the tensors (N, …) of all generations and branches.
+    """
+
+    site: Site
+    steps: tuple[Step, ...]
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule for a number of steps, with what it is planned to cost.
+
+    Attributes:
+        policy: ready for `accelerate`.
+        error: mean squared error of the forecasts, each weighted with its step's length.
+        computed: the steps that are computed.
+    """
+
+    policy: DiffusionPolicy
+    error: float
+    computed: tuple[int, ...]
+
+
+def record(target: Any, run: Callable[[], Any], site: Site | None = None) -> Profile:
+    """Record a site while `run` draws one or more generations with the same number of steps.
+
+    Args:
+        target: pipeline or denoiser.
+        run: draws the calibration samples; nothing of it is reused.
+        site: where to record; the model's output by default.
+
+    Raises:
+        RecipeError: a site with several values per step, or generations of different lengths.
+    """
+    site = site or Velocity()
+    if isinstance(site, Modules):
+        raise RecipeError("a schedule is planned at Velocity, Transform, Hidden or Span")
+    recorder = _Recorder()
+    policy = DiffusionPolicy(site, Interval(every=1), recorder)
+    with accelerated(target, policy) as acceleration:
+        run()
+        records = [record for _, record in acceleration.report().steps]
+    series = recorder.series
+    lengths = {len(one) for one in series}
+    if len(lengths) != 1:
+        raise RecipeError(
+            f"the recorded generations have {sorted(lengths)} steps; record equal ones"
+        )
+    if isinstance(site, BlockSite) and len(records) != sum(map(len, series)):
+        raise RecipeError("this site has several spans; plan at Velocity or Hidden")
+    (count,) = lengths
+    first = records[0].branch
+    times = [r.time for r in records if r.branch == first][:count]
+    clock = Clock()
+    steps = tuple(clock.tick(time, count)[0] for time in times)
+    values = tuple(
+        tuple(torch.cat(parts) for parts in zip(*(one[i] for one in series), strict=True))
+        for i in range(count)
+    )
+    return Profile(site, steps, values)
+
+
+def plan(profile: Profile, predictor: Predictor, budget: int, warmup: int = 1) -> Plan:
+    """The best `budget` steps to compute: a dynamic programme over the latest computed ones.
+
+    The state is as many computed steps as the predictor remembers, so the result is optimal for
+    the recorded values: one for reuse, two for a line, three for a parabola.
+
+    Args:
+        profile: recorded values.
+        predictor: the one that will run under the schedule.
+        budget: steps to compute, the first ones included.
+        warmup: first steps that are always computed.
+
+    Raises:
+        RecipeError: an impossible budget, or a predictor that remembers too much to plan for.
+    """
+    total = len(profile.steps)
+    warmup = max(1, warmup)
+    if not warmup <= budget <= total:
+        raise RecipeError(f"the budget is between {warmup} and {total} steps, not {budget}")
+    memory = _memory(predictor)
+    cost = _Costs(profile, predictor)
+    start = tuple(range(warmup))
+    # (latest computed steps) -> (cost so far, all computed steps), for a growing number of steps
+    states: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {start[-memory:]: (0.0, start)}
+    for _ in range(budget - warmup):
+        grown: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
+        for latest, (spent, steps) in states.items():
+            for step in range(latest[-1] + 1, total):
+                price = spent + cost.between(latest, step)
+                key = (*latest, step)[-memory:]
+                if key not in grown or price < grown[key][0]:
+                    grown[key] = (price, (*steps, step))
+        states = grown
+    finished = [
+        (spent + cost.between(latest, total), steps) for latest, (spent, steps) in states.items()
+    ]
+    error, computed = min(finished)
+    mask = Mask(steps=tuple(i in computed for i in range(total)))
+    return Plan(DiffusionPolicy(profile.site, mask, predictor), error, computed)
+
+
+def planned_error(profile: Profile, predictor: Predictor, computed: tuple[int, ...]) -> float:
+    """What a given schedule costs on a profile: the quantity that `plan` minimizes."""
+    cost, memory = _Costs(profile, predictor), _memory(predictor)
+    total = 0.0
+    for place, step in enumerate(computed):
+        after = computed[place + 1] if place + 1 < len(computed) else len(profile.steps)
+        latest = computed[: place + 1][-memory:]
+        assert latest[-1] == step
+        total += cost.between(latest, after)
+    return total
+
+
+class _Costs:
+    """Errors of forecasts between computed steps, each worked out once."""
+
+    def __init__(self, profile: Profile, predictor: Predictor) -> None:
+        self.profile, self.predictor = profile, predictor
+        self._known: dict[tuple[tuple[int, ...], int], float] = {}
+        sigmas = [step.sigma for step in profile.steps]
+        ends = [*sigmas[1:], 0.0 if sigmas[0] > sigmas[-1] else 1.0]
+        self._lengths = [(a - b) ** 2 for a, b in zip(sigmas, ends, strict=True)]
+
+    def between(self, latest: tuple[int, ...], until: int) -> float:
+        """Summed error of the steps after `latest[-1]` and before `until`."""
+        return sum(self._one(latest, step) for step in range(latest[-1] + 1, until))
+
+    def _one(self, latest: tuple[int, ...], step: int) -> float:
+        key = (latest, step)
+        if key not in self._known:
+            history = History()
+            for seen in latest:
+                self.predictor.observe(
+                    history, self.profile.values[seen], self._moment(seen), self._all
+                )
+            guess = self.predictor.predict(history, self._moment(step))
+            truth = self.profile.values[step]
+            error = sum(
+                float((g.float() - t.float()).square().mean())
+                for g, t in zip(guess, truth, strict=True)
+            )
+            self._known[key] = error * self._lengths[step]
+        return self._known[key]
+
+    def _moment(self, step: int) -> torch.Tensor:
+        on = self.profile.steps[step].on(self.predictor.scale)
+        return torch.full((len(self._all),), on, dtype=torch.float64)
+
+    @property
+    def _all(self) -> torch.Tensor:
+        return torch.ones(len(self.profile.values[0][0]), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class _Recorder(Predictor):
+    """Keeps every value; nothing is ever predicted from it."""
+
+    series: list[list[Value]] = field(default_factory=list, repr=False)
+
+    @property
+    def tensors(self) -> int:
+        return 0
+
+    def observe(
+        self, history: History, value: Value, moment: torch.Tensor, rows: torch.Tensor
+    ) -> None:
+        if history.empty:
+            self.series.append([])
+            history.extra["series"] = self.series[-1]
+            history.terms = [value]
+        history.extra["series"].append(tuple(tensor.clone() for tensor in value))
+
+    def predict(self, history: History, moment: torch.Tensor) -> Value:
+        raise AssertionError("a recording computes every step")
+
+
+def _memory(predictor: Predictor) -> int:
+    """How many computed steps a forecast depends on."""
+    if isinstance(predictor, Reuse):
+        return 1
+    if isinstance(predictor, Taylor) and predictor.order <= 2:
+        return predictor.order + 1
+    if isinstance(predictor, FoCa):
+        return 3
+    raise RecipeError(
+        f"{type(predictor).__name__} remembers too many steps to plan for; plan with Reuse, FoCa, "
+        "or Taylor up to order 2"
+    )
