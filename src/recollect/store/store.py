@@ -8,6 +8,7 @@ the request.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,16 +19,26 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from recollect.errors import StoreError
 from recollect.recipe import Composition
+from recollect.store.admission import Admission
+from recollect.store.background import BackgroundThreads
 from recollect.store.build import build_tiers
 from recollect.store.events import Event, EventLog
 from recollect.store.keys import chain, root
+from recollect.store.loading import load_leading
 from recollect.store.plan import StorePlan, store_plan
-from recollect.store.tiers.base import Facts, Lease, Reservation, Tier, TierStat
+from recollect.store.tiers.base import Facts, Lease, Reservation, Tier, TierStat, check_key
+from recollect.store.tiers.disk import DiskTier
+from recollect.store.tiers.host import HostTier
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+WAITING = 256 << 20  # bytes that may wait to be written behind
 Verify = Callable[[memoryview], object]
+
+
+# Their bytes come when they are touched: how long `get` took says nothing.
+MAPPED = (HostTier, DiskTier)
 
 
 class Background(Protocol):
@@ -39,10 +50,10 @@ class Background(Protocol):
         `nbytes` is what the work keeps in memory until it is done.
         """
 
-    def flush(self) -> None:
+    def flush(self) -> object:
         """Wait until everything submitted is done."""
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Flush, and stop. Idempotent."""
 
 
@@ -100,7 +111,8 @@ class Store:
         ttl: seconds an entry lives in host and disk.
         verify: called with the bytes of an entry that comes from below the host tier; raises
             StoreError (or returns False) where they are corrupt.
-        background: who writes behind and promotes.
+        background: who writes behind and promotes; threads of the store's own if left out.
+        admission: what is worth loading and storing; measured costs if left out.
         log: a file to which every event is appended as a line of JSON.
         tiers: tiers of your own, nearest first, instead of those above.
         arguments: any other parameter of the recipe.
@@ -127,6 +139,7 @@ class Store:
         ttl: float | None = None,
         verify: Verify | None = None,
         background: Background | None = None,
+        admission: Admission | None = None,
         log: str | Path | None = None,
         tiers: Sequence[Tier] | None = None,
         **arguments: Any,
@@ -140,9 +153,11 @@ class Store:
         self.chunk = self.plan.chunks.chunk
         self._salt = salt
         self._verify = verify
-        self._background = background or Inline()
+        self.admission = admission or Admission()
+        self.clock = time.perf_counter  # what transfers are timed with
         self._log = EventLog(path=log)
         self._lock = threading.Lock()
+        self._writing: set[bytes] = set()
         self._counts = dict.fromkeys(
             ("puts", "refused", "hits", "misses", "corrupt", "promoted", "errors", "skipped"), 0
         )
@@ -156,7 +171,9 @@ class Store:
             quota=quota,
             encryption_key=encryption_key,
             ttl=ttl,
+            check=verify is None,
         )
+        self._background = background or self._own_background()
 
     def put(
         self,
@@ -199,6 +216,11 @@ class Store:
 
         None: no tier has room, or the entry is there or being written already.
         """
+        check_key(key)
+        with self._lock:
+            if key in self._writing:
+                return None
+            self._writing.add(key)
         facts = Facts(self.namespace, cost_seconds, tokens)
         for depth, tier in enumerate(self.tiers):
             try:
@@ -208,10 +230,12 @@ class Store:
                 continue
             if reservation is not None:
                 done = partial(self._stored, key, nbytes, facts, depth)
-                return _Stored(reservation, done)
+                return _Stored(reservation, done, partial(self._writing.discard, key))
             if self._has(tier, key):
-                return None
-        self._note("refused", "refused", key, nbytes=nbytes)
+                break
+        else:
+            self._note("refused", "refused", key, nbytes=nbytes)
+        self._writing.discard(key)
         return None
 
     def get(self, key: bytes) -> Lease | None:
@@ -221,6 +245,7 @@ class Store:
             if lease is None:
                 continue
             self._note("hits", "hit", key, tier.name, lease.nbytes)
+            self.admission.observe_reuse(reused=1)
             if depth:
                 self._copy(key, lease.data, Facts(self.namespace), self.tiers[:depth], "promoted")
             return lease
@@ -233,21 +258,48 @@ class Store:
 
     def longest(self, keys: Sequence[bytes]) -> int:
         """How many leading keys are present, on whatever tiers."""
-        found, asked_all = 0, False
-        while found < len(keys) and not asked_all:
+        return len(self.locate(keys))
+
+    def locate(self, keys: Sequence[bytes]) -> list[str]:
+        """Names of the nearest tiers that have the leading keys, up to the first that none has."""
+        found: list[str] = []
+        asked_all = False
+        while len(found) < len(keys) and not asked_all:
             asked_all = True
             for tier in self.tiers:
                 with suppress(StoreError):
-                    more = tier.leading(keys[found:])
-                    found += more
+                    more = tier.leading(keys[len(found) :])
+                    found += [tier.name] * more
                     asked_all = asked_all and not more
         return found
+
+    def load(
+        self, keys: Sequence[bytes], total: int, *, nbytes: int, chunk: int | None = None
+    ) -> list[Lease]:
+        """Leases on the leading entries that are quicker to load than to compute.
+
+        Args:
+            keys: of the chunks of a prompt, in order.
+            total: tokens of the prompt.
+            nbytes: of one entry.
+            chunk: tokens per entry; None takes the store's.
+        """
+        return load_leading(self, keys, total, nbytes=nbytes, chunk=chunk or self.chunk)
 
     def prefetch(self, keys: Sequence[bytes]) -> None:
         """Bring entries to the nearest tier, off the critical path."""
         for key in keys:
             if not self._has(self.tiers[0], key):
                 self._submit(partial(self._fetch, key), 0)
+
+    def set_aside(self, key: bytes) -> None:
+        """An entry turned out to be corrupt: a miss from now on, on every tier, and counted."""
+        self._note("corrupt", "corrupt", key)
+        for tier in self.tiers:
+            try:
+                tier.set_aside(key)
+            except StoreError as error:
+                self._failed(tier.name, key, error)
 
     def delete(self, key: bytes) -> bool:
         """Forget an entry on every tier. False: it was on none."""
@@ -294,6 +346,12 @@ class Store:
             counts = dict(self._counts)
         return StoreStats(**counts, tiers=tuple(self._stat(tier) for tier in self.tiers))
 
+    def metrics(self) -> str:
+        """Counts, sizes and measured costs in Prometheus' text format."""
+        from recollect.store.metrics import metrics_text
+
+        return metrics_text(self)
+
     def events(self) -> Iterator[Event]:
         """The last events, oldest first."""
         return iter(self._log)
@@ -309,11 +367,19 @@ class Store:
     ) -> None:
         self.close()
 
+    def _own_background(self) -> Background:
+        """Threads where there is something to copy; what waits for them pins the nearest tier."""
+        if len(self.tiers) == 1:
+            return Inline()
+        room = self._stat(self.tiers[0]).capacity
+        return BackgroundThreads(nbytes=min(WAITING, room // 2) if room else WAITING)
+
     def _stored(self, key: bytes, nbytes: int, facts: Facts, depth: int) -> None:
         """An entry was committed on one tier: the ones below get a copy."""
         self._note("puts", "put", key, self.tiers[depth].name, nbytes)
+        self.admission.observe_reuse(stored=1)
         below = self.tiers[depth + 1 :]
-        lease = self._read(self.tiers[depth], key, check=False) if below else None
+        lease = self.tiers[depth].peek(key) if below else None
         if lease is not None:
             self._copy(key, lease.data, facts, below, "")
 
@@ -324,9 +390,16 @@ class Store:
 
         def work() -> None:
             for tier in tiers:
+                if not event and not self.admission.stores(tier.name, data.nbytes, facts.tokens):
+                    continue
+                began = self.clock()
                 try:
-                    if tier.put(key, data, facts) and event:
+                    kept = tier.put(key, data, facts)
+                    if kept and event:
                         self._note(event, event, key, tier.name, data.nbytes)
+                    if kept:
+                        seconds = self.clock() - began
+                        self.admission.observe_write(tier.name, data.nbytes, seconds)
                 except StoreError as error:
                     self._failed(tier.name, key, error)
 
@@ -346,14 +419,17 @@ class Store:
             with self._lock:
                 self._counts["skipped"] += 1
 
-    def _read(self, tier: Tier, key: bytes, check: bool = True) -> Lease | None:
+    def _read(self, tier: Tier, key: bytes) -> Lease | None:
         """An entry of one tier; one that fails its check is set aside."""
+        began = self.clock()
         try:
             lease = tier.get(key)
         except StoreError as error:
             self._failed(tier.name, key, error)
             return None
-        if lease is None or tier is self.tiers[0] or self._verify is None or not check:
+        if lease is not None and not isinstance(tier, MAPPED):
+            self.admission.observe_read(tier.name, lease.nbytes, self.clock() - began)
+        if lease is None or tier is self.tiers[0] or self._verify is None:
             return lease
         try:
             if self._verify(lease.data) is not False:
@@ -390,17 +466,30 @@ class Store:
 
 
 class _Stored(Reservation):
-    """A tier's reservation that tells the store of its commit."""
+    """A tier's reservation that tells the store of its commit, and of its end."""
 
-    def __init__(self, inner: Reservation, done: Callable[[], None]) -> None:
+    def __init__(
+        self, inner: Reservation, done: Callable[[], None], ended: Callable[[], None]
+    ) -> None:
         self._inner, self._done = inner, done
+        self._ended: Callable[[], None] | None = ended
 
     def write(self, data: Buffer) -> None:
         self._inner.write(data)
 
     def commit(self) -> None:
         self._inner.commit()
+        self._end()
         self._done()
 
     def abort(self) -> None:
         self._inner.abort()
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._ended is not None:
+            self._ended()
+            self._ended = None  # the key may be another writer's from now on
