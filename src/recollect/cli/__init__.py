@@ -1,4 +1,4 @@
-"""The command line: ``recollect demo | eval | report | generate | calibrate | recipes | zoo``."""
+"""The command line: ``recollect demo | eval | generate | recipes | serve`` and more."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from recollect.cli.calibrate import calibrate
 from recollect.cli.common import Group, debug_option
 from recollect.cli.demo import demo
 from recollect.cli.evaluate import evaluate
+from recollect.cli.gateway import gateway
 from recollect.cli.generate import generate
 from recollect.cli.recipes import recipes
 from recollect.cli.report import report
+from recollect.cli.serve import serve
 from recollect.cli.zoo import zoo
 
 
@@ -29,5 +31,6 @@ def main() -> None:
     """
 
 
-for _command in (demo, evaluate, report, generate, calibrate, recipes, zoo):
+for _command in (demo, evaluate, report, generate, calibrate, recipes, serve, zoo):
     main.add_command(_command)
+serve.add_command(gateway)
