@@ -6,6 +6,7 @@ fails makes lookups misses and drops writes: no error of the cache reaches the c
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -309,6 +310,7 @@ class Answers:
         cost_tokens: int = 0,
         category: str | None = None,
         writer: str = "",
+        ttl: float = math.inf,
         facts: Mapping[str, Any] | None = None,
         **asked: Any,
     ) -> Stored:
@@ -320,6 +322,7 @@ class Answers:
             cost_seconds, cost_tokens: what the answer cost.
             category: overrides the ticket's.
             writer: who wrote, when that is not who asked.
+            ttl: seconds it may live at most; stages may give it less.
             facts: what the admission stage should know (``status``, ``complete`` …); kept.
             asked: keywords of `lookup`, when a request is given.
         """
@@ -335,13 +338,19 @@ class Answers:
                 ticket.category = category
             if writer:
                 ticket.user = self._writer_key(writer)
-            stored = self._write(ticket, body, cost_seconds, cost_tokens, kept)
+            stored = self._write(ticket, body, cost_seconds, cost_tokens, ttl, kept)
         if not stored:
             self._count("not_stored")
         return stored
 
     def _write(
-        self, ticket: Ticket, body: bytes, seconds: float, tokens: int, facts: dict[str, Any]
+        self,
+        ticket: Ticket,
+        body: bytes,
+        seconds: float,
+        tokens: int,
+        ttl: float,
+        facts: dict[str, Any],
     ) -> Stored:
         identity, now = ticket.identity, self._clock.now()
         if not identity.cacheable:
@@ -364,7 +373,9 @@ class Answers:
         self._promote(admission.promote, now, ticket.user)
         if not admission.store:
             return Stored(None, admission.reason)
-        ttl = lifetime.ttl if admission.ttl is None else min(lifetime.ttl, admission.ttl)
+        ttl = min(ttl, lifetime.ttl, math.inf if admission.ttl is None else admission.ttl)
+        if not ttl > 0:
+            return Stored(None, "it would have expired at once")
         if has_tool_calls(document):
             facts["tool_calls"] = True
         entry = Entry(

@@ -30,7 +30,7 @@ try:
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 except ImportError as error:
-    raise HostError("Redis needs its client: pip install recollect[store]") from error
+    raise HostError("Redis needs its client: pip install recollect[answers]") from error
 
 BATCH = 200
 PREFIX = "{recollect:answers}:"  # the braces keep all keys on one node of a cluster
