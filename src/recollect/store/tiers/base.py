@@ -102,6 +102,10 @@ class Tier(ABC):
     def close(self) -> None:
         """Let go of files and connections. Idempotent."""
 
+    def peek(self, key: bytes) -> Lease | None:
+        """`get` that counts as no access, where the tier can tell the difference."""
+        return self.get(key)
+
     def leading(self, keys: Sequence[bytes]) -> int:
         """How many of the first `keys` are present, up to the first that is not.
 

@@ -81,8 +81,12 @@ class HostTier(Tier):
                 books.misses += 1
                 return None
             books.touch(slot)
-            start = self._start[slot]
-            return Lease(self._arena[start : start + books.nbytes[slot]].data, books.pin(slot))
+            return self._lease(slot)
+
+    def peek(self, key: bytes) -> Lease | None:
+        with self._books.lock:
+            slot = self._books.find(key)
+            return None if slot == MISSING else self._lease(slot)
 
     def contains(self, key: bytes) -> bool:
         with self._books.lock:
@@ -113,6 +117,11 @@ class HostTier(Tier):
 
     def close(self) -> None:
         """Nothing to let go of: the memory goes with the last view of it."""
+
+    def _lease(self, slot: int) -> Lease:
+        start = self._start[slot]
+        data = self._arena[start : start + self._books.nbytes[slot]].data
+        return Lease(data, self._books.pin(slot))
 
     def _vacate(self, slot: int) -> None:
         self._free.give(self._start[slot], self._books.nbytes[slot])
