@@ -325,9 +325,15 @@ def main() -> None:
         results["speed"] = [speed(codec, given.repeat) for codec in CODECS]
         results["coder"] = coder(given.repeat)
         results["overlap"] = overlap(given.repeat)
+    write(results, given)
     if given.fuzz:
         results["fuzz"] = fuzz(given.fuzz)
+        write(results, given)
     show(results)
+
+
+def write(results: dict[str, Any], given: argparse.Namespace) -> None:
+    """Results as JSON beside this file."""
     target = HERE / "results" / "store_wire.json"
     target.parent.mkdir(exist_ok=True)
     command = " ".join(["python benchmarks/store_wire.py", *sys.argv[1:]])
