@@ -12,18 +12,64 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "kv"))
+sys.path[:0] = [str(ROOT / "tests" / room) for room in ("kv", "diffusion")]
 
 
 def recipes_table() -> str:
-    """One row per registered recipe."""
-    from recollect.recipe import recipes
+    """One table per room, one row per registered recipe."""
+    from recollect.recipe import CATALOGUES, recipes
 
-    rows = ["| recipe | decides | paper | status |", "| --- | --- | --- | --- |"]
-    for recipe in recipes():
-        kinds = ", ".join([*recipe.stages, *(f"({kind})" for kind in recipe.fallback)]) or "nothing"
-        paper = f"[{recipe.title}](https://arxiv.org/abs/{recipe.arxiv}) ({recipe.authors})"
-        rows.append(f"| `{recipe.name}` | {kinds}: {recipe.summary} | {paper} | {recipe.status} |")
+    lines: list[str] = []
+    for area in CATALOGUES:
+        lines += [f"**{area}**", "", "| recipe | decides | source | status |"]
+        lines.append("| --- | --- | --- | --- |")
+        for recipe in recipes(area):
+            kinds = [*recipe.stages, *(f"({kind})" for kind in recipe.fallback)]
+            source = f"{recipe.title} ({recipe.authors})"
+            if recipe.arxiv:
+                link = f"https://arxiv.org/abs/{recipe.arxiv}"
+                source = f"[{recipe.title}]({link}) ({recipe.authors})"
+            decides = f"{', '.join(kinds) or 'nothing'}: {recipe.summary}"
+            lines.append(f"| `{recipe.name}` | {decides} | {source} | {recipe.status} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def denoisers_table() -> str:
+    """One row per family of diffusers, from really running a tiny member of it."""
+    import torch
+    from denoisers import DENOISERS, counted, sample
+
+    from recollect.diffusion import accelerated
+    from recollect.errors import HostError
+
+    def verdict(family, model, plain, off, on) -> str:  # type: ignore[no-untyped-def]
+        try:
+            with accelerated(model, off[0], **off[1]):
+                same = torch.equal(sample(family, model, 5), plain)
+            with counted(model) as everything:
+                sample(family, model, 5)
+            with accelerated(model, on[0], **on[1]):
+                sample(family, model, 5)
+                with counted(model) as ran:
+                    sample(family, model, 5)
+        except HostError as error:
+            return "refused: " + str(error).split(";")[0]
+        layers = f"{len(ran) / len(everything):.0%} of the layers run"
+        return f"{'identical' if same else '**different**'}; {layers}"
+
+    settings = [
+        (("taylorseer", {"every": 1}), ("taylorseer", {"every": 5, "warmup": 1})),
+        (("fbcache", {"threshold": 0.0}), ("fbcache", {"threshold": 1e9})),
+        (("fora", {"every": 1}), ("fora", {"every": 5})),
+    ]
+    heads = ("whole model", "spans of blocks", "attention and feed-forward")
+    rows = [f"| family | {' | '.join(heads)} |", "| --- | --- | --- | --- |"]
+    for family in DENOISERS:
+        model = family.build()
+        plain = sample(family, model, 5)
+        cells = [verdict(family, model, plain, off, on) for off, on in settings]
+        rows.append(f"| {family.name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -66,6 +112,7 @@ def families_table() -> str:
 TABLES = {
     "README.md": ("recipes", recipes_table),
     "docs/architectures.md": ("families", families_table),
+    "docs/diffusion.md": ("denoisers", denoisers_table),
 }
 
 

@@ -88,3 +88,34 @@ def test_blocks_whose_streams_cannot_be_followed_are_refused_in_words():
     with accelerate(model, "fora") as acceleration:
         sample(chosen, model, STEPS)
     assert acceleration.report().computed == 2
+
+
+def test_deepcache_runs_the_outer_blocks_of_a_u_net_only():
+    chosen = denoiser("UNet2DConditionModel")
+    model = chosen.build()
+    plain = sample(chosen, model, STEPS)
+    with accelerate(model, "deepcache", every=1):
+        assert torch.equal(sample(chosen, model, STEPS), plain)
+    outer = {"down_blocks.0", "up_blocks.1"}
+    ran = dict.fromkeys(
+        ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"], 0
+    )
+    hooks = []
+    for name in ran:
+        inner = next(iter(model.get_submodule(name).resnets))
+
+        def count(*_, name=name):
+            ran[name] += 1
+
+        hooks.append(inner.register_forward_hook(count))
+    with accelerate(model, "deepcache", every=3) as acceleration:
+        first = sample(chosen, model, 6)
+        assert acceleration.report().computed == 2
+        assert ran == {name: 6 if name in outer else 2 for name in ran}
+        assert torch.equal(sample(chosen, model, 6), first)
+    for hook in hooks:
+        hook.remove()
+    with pytest.raises(HostError, match="leaves nothing to reuse"):
+        accelerate(model, "deepcache", depth=1)
+    with pytest.raises(HostError, match="DeepCache is for U-Nets"):
+        accelerate(denoiser("FluxTransformer2DModel").build(), "deepcache")

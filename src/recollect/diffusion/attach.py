@@ -18,12 +18,12 @@ from recollect.diffusion.host.hooks import (
     NormHook,
     SubmoduleHook,
 )
-from recollect.diffusion.host.modules import find_submodules
+from recollect.diffusion.host.modules import find_deep_part, find_submodules
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.report import DiffusionReport, report
 from recollect.diffusion.session import Session
-from recollect.diffusion.sites import BlockSite, Modules
+from recollect.diffusion.sites import BlockSite, Branch, Modules, ModuleSite
 from recollect.errors import HostError
 from recollect.recipe import Composition
 
@@ -118,8 +118,13 @@ class Acceleration:
                 installed.add(block.module, BlockHook(session, block))
         if gate.probe == "modulated":
             installed.add(_first_norm(blocks[0].module), NormHook(session))
-        if isinstance(site, Modules):
-            submodules = find_submodules(blocks[gate.probe_blocks :], site)
+        if isinstance(site, ModuleSite):
+            judged = blocks[gate.probe_blocks :]
+            submodules = (
+                find_submodules(judged, site)
+                if isinstance(site, Modules)
+                else find_deep_part(model, site.depth if isinstance(site, Branch) else 0)
+            )
             if not submodules:
                 raise HostError(
                     f"no attention or feed-forward modules can be recognized in "

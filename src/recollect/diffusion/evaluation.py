@@ -14,7 +14,7 @@ from recollect.diffusion.clock import Step
 from recollect.diffusion.host.blocks import Block, Streams
 from recollect.diffusion.host.call import Call, take_rows
 from recollect.diffusion.predictors import History
-from recollect.diffusion.sites import BlockSite, Modules, Range, Transform
+from recollect.diffusion.sites import BlockSite, ModuleSite, Range, Transform
 from recollect.diffusion.values import Value, split, where_rows
 from recollect.errors import HostError, RecipeError
 
@@ -69,7 +69,7 @@ class Evaluation:
         self.entry: torch.Tensor | None = None
         self.calls: Counter[str] = Counter()
         self.skipped: tuple[Range, ...] = ()
-        self.whole = not isinstance(self.policy.site, BlockSite | Modules)
+        self.whole = not isinstance(self.policy.site, BlockSite | ModuleSite)
         assert branch.ledger is not None
         self.ledger = branch.ledger
 

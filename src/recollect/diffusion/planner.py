@@ -17,7 +17,7 @@ from recollect.diffusion.clock import Clock, Step
 from recollect.diffusion.gates import Interval, Mask
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import FoCa, History, Predictor, Reuse, Taylor
-from recollect.diffusion.sites import BlockSite, Modules, Site, Velocity
+from recollect.diffusion.sites import BlockSite, ModuleSite, Site, Velocity
 from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
@@ -64,7 +64,7 @@ def record(target: Any, run: Callable[[], Any], site: Site | None = None) -> Pro
         RecipeError: a site with several values per step, or generations of different lengths.
     """
     site = site or Velocity()
-    if isinstance(site, Modules):
+    if isinstance(site, ModuleSite):
         raise RecipeError("a schedule is planned at Velocity, Transform, Hidden or Span")
     recorder = _Recorder()
     policy = DiffusionPolicy(site, Interval(every=1), recorder)

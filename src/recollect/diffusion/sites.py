@@ -128,7 +128,30 @@ class Blocks(BlockSite):
 
 
 @dataclass(frozen=True)
-class Modules(Site):
+class ModuleSite(Site):
+    """Outputs of some modules inside the model; the code around them runs on every step."""
+
+
+@dataclass(frozen=True)
+class Branch(ModuleSite):
+    """DeepCache (arXiv:2312.00858): what the deep part of a U-Net hands to its last up-blocks.
+
+    On a skipped step only the first down-blocks and the last up-blocks run, with fresh skip
+    connections between them.
+
+    Attributes:
+        depth: down-blocks (and up-blocks) beyond the outermost that always run.
+    """
+
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise RecipeError(f"depth is 0 or more, not {self.depth}")
+
+
+@dataclass(frozen=True)
+class Modules(ModuleSite):
     """Outputs of attention and feed-forward modules, before their gates (FORA, TaylorSeer).
 
     The adaptive norm runs on every step, so a skipped step still applies today's gate.

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 
 from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.sites import Modules
+from recollect.errors import HostError
 
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "mlp_context", "net")
 _FUSED = ("proj_mlp", "proj_out")  # a parallel block: both branches meet in its last projection
@@ -47,6 +48,29 @@ def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
             if mute or target or (site.attention and attention) or (site.feed_forward and feed):
                 found.append(Submodule(f"{path}.{name}", child, mute))
     return found
+
+
+def find_deep_part(model: torch.nn.Module, depth: int) -> list[Submodule]:
+    """What lies between the first `depth + 1` down-blocks of a U-Net and as many last up-blocks.
+
+    Raises HostError where the model has no such parts, or none that deep.
+    """
+    down, up = (getattr(model, name, None) for name in ("down_blocks", "up_blocks"))
+    if not isinstance(down, torch.nn.ModuleList) or not isinstance(up, torch.nn.ModuleList):
+        raise HostError(
+            f"{type(model).__name__} has no down_blocks and up_blocks: DeepCache is for U-Nets"
+        )
+    outer = depth + 1
+    if len(up) <= outer:
+        raise HostError(
+            f"depth={depth} leaves nothing to reuse: {type(model).__name__} has {len(up)} up-blocks"
+        )
+    middle = getattr(model, "mid_block", None)
+    inner = [(f"down_blocks.{n}", b) for n, b in enumerate(down) if n >= outer]
+    inner += [("mid_block", middle)] if middle is not None else []
+    inner += [(f"up_blocks.{n}", b) for n, b in enumerate(up) if n < len(up) - outer]
+    last = len(inner) - 1
+    return [Submodule(name, module, place != last) for place, (name, module) in enumerate(inner)]
 
 
 def _is_attention(name: str, module: torch.nn.Module) -> bool:
