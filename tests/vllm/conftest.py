@@ -1,7 +1,5 @@
 """Models and engines that the tests share: starting one takes half a minute."""
 
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -9,17 +7,22 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_client import ABSENT, PYTHON, ROOT, Engine, connector
-
-ZOO = ROOT / "src/recollect/zoo/models/tiny-llama"
+from engine_client import (
+    ABSENT,
+    PYTHON,
+    Engine,
+    connector,
+    copy_zoo_model,
+    make_wide_model,
+    threads,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def zoo_model(tmp_path_factory):
-    """The zoo's Llama as vLLM wants it: weights and configuration, nothing else."""
+    """The zoo's Llama as vLLM wants it."""
     folder = tmp_path_factory.mktemp("tiny-llama")
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ZOO / name, folder)
+    copy_zoo_model(folder)
     return folder
 
 
@@ -29,20 +32,6 @@ def wide_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide")
     make_wide_model(folder)
     return folder
-
-
-def make_wide_model(folder):
-    """8 heads of width 64 for keys and values, 16 for queries; weights from a fixed seed."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=2048, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
-        num_attention_heads=8, num_key_value_heads=8, head_dim=64, max_position_embeddings=16384,
-        tie_word_embeddings=False, initializer_range=0.08,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -65,15 +54,14 @@ def engines(zoo_model, shared_folder, faults):
     store = {"path": str(shared_folder), "host": "64MiB", "chunk": 64, "namespace": "tests"}
     first = connector("auto", store_factory="faulty_store:open_store", **store)
     second = connector("async", role="kv_consumer", lookup_seconds=5.0, **store)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
     started = {
-        "plain": Engine(zoo_model, None, environment=threads, max_model_len=2048),
+        "plain": Engine(zoo_model, None, environment=threads(3), max_model_len=2048),
         "first": Engine(
-            zoo_model, first, environment={**threads, "RECOLLECT_FAULTS": str(faults)},
+            zoo_model, first, environment={**threads(3), "RECOLLECT_FAULTS": str(faults)},
             max_model_len=2048, num_gpu_blocks_override=160,
             kv_events_config={"enable_kv_cache_events": True, "publisher": "null"},
         ),
-        "second": Engine(zoo_model, second, environment=threads, max_model_len=2048),
+        "second": Engine(zoo_model, second, environment=threads(3), max_model_len=2048),
     }  # fmt: skip
     try:
         yield {name: engine.wait() for name, engine in started.items()}

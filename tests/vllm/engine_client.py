@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -28,6 +29,31 @@ def connector(load: str = "auto", role: str = "kv_both", **extra: Any) -> dict[s
     }
 
 
+def make_wide_model(folder: Path) -> None:
+    """A random Llama: four layers, width 512, eight heads of 64; weights from a fixed seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
+        num_attention_heads=8, num_key_value_heads=8, head_dim=64, max_position_embeddings=16384,
+        tie_word_embeddings=False, initializer_range=0.08,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def copy_zoo_model(folder: Path) -> None:
+    """The zoo's Llama: weights, configuration and tokenizer, nothing else."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "src/recollect/zoo/models/tiny-llama" / name, folder)
+
+
+def threads(engines: int) -> dict[str, str]:
+    """Environment for one of several engines that run side by side."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // engines))}
+
+
 class Engine:
     """A vLLM engine in a process of its own; its methods are the commands of the driver."""
 
@@ -37,6 +63,7 @@ class Engine:
         transfer: dict[str, Any] | None,
         *,
         environment: dict[str, str] | None = None,
+        python: Path | None = None,
         **engine: Any,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="recollect-vllm-")
@@ -50,7 +77,12 @@ class Engine:
         here = str(Path(__file__).parent)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(PYTHON), str(Path(__file__).with_name("engine_process.py")), path, config],
+                [
+                    str(python or PYTHON),
+                    str(Path(__file__).with_name("engine_process.py")),
+                    path,
+                    config,
+                ],
                 env={**os.environ, **(environment or {}), "PYTHONPATH": here},
                 stdout=log,
                 stderr=subprocess.STDOUT,
