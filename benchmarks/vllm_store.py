@@ -235,8 +235,11 @@ def show(results: dict[str, Any], console: Console) -> None:
         for name, value in figures.items():
             table.add_row(f"256 tokens, {shape}: {name}", f"{value:.2f} ms", goals.get(name, ""))
     console.print(table)
-    for part, columns in (("8k", ("cold_s", "hit_s", "cached", "same_text")),
-                          ("trace", ("median_s", "total_s", "cached_share", "requests"))):  # fmt: skip
+    parts = {
+        "8k": ("cold_s", "hit_s", "cached", "same_text"),
+        "trace": ("median_s", "total_s", "cached_share", "requests"),
+    }
+    for part, columns in parts.items():
         rows = {name: r[part] for name, r in results.get("engines", {}).items() if part in r}
         if rows:
             table = Table("store", *columns, title=f"time to first token, {part}", box=None)
