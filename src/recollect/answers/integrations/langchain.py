@@ -34,7 +34,7 @@ except ImportError as error:
 WAITING = 1024  # lookups whose answer is awaited
 _ROLES = {"human": "user", "ai": "assistant"}
 # What a stored answer may turn into when it is read: data, nothing that connects anywhere.
-_ALLOWED = [
+_ALLOWED: list[Any] = [
     Generation,
     GenerationChunk,
     ChatGeneration,
