@@ -67,4 +67,6 @@ def engines(zoo_model, shared_folder, faults):
         yield {name: engine.wait() for name, engine in started.items()}
     finally:
         for engine in started.values():
+            engine.stop()
+        for engine in started.values():
             engine.close()

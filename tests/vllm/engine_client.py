@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ class Engine:
                 env={**os.environ, **(environment or {}), "PYTHONPATH": here},
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self._stream: Any = None
 
@@ -114,20 +117,22 @@ class Engine:
         answer: dict[str, float] = self._ask("metrics")
         return answer
 
-    def close(self) -> None:
-        """Stop it in good order, or kill it."""
-        try:
-            if self._stream is not None and self.process.poll() is None:
+    def stop(self) -> None:
+        """Ask it to end, without waiting."""
+        if self._stream is not None and self.process.poll() is None:
+            with suppress(OSError):
                 print(json.dumps({"do": "stop"}), file=self._stream, flush=True)
-            else:
-                self.process.kill()
-            self.process.wait(60)
-        except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
-        finally:
-            self._listener.close()
-            self._folder.cleanup()
+
+    def close(self) -> None:
+        """End it in good order, or by force with all its processes."""
+        self.stop()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(60 if self._stream is not None else 0)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._listener.close()
+        self._folder.cleanup()
 
     def _ask(self, command: str, **arguments: Any) -> Any:
         self.wait()

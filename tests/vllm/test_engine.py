@@ -10,7 +10,7 @@ CHUNK, BLOCK = 64, 32
 
 
 def prompt(seed, length):
-    draw = random.Random(seed)
+    draw = random.Random(str(seed))
     return [draw.randrange(8, 2000) for _ in range(length)]
 
 
