@@ -2,6 +2,8 @@
 
     python benchmarks/peers/make_env.py kvpress
     python benchmarks/peers/make_env.py quantized-cache
+    python benchmarks/peers/make_env.py gptcache
+    python benchmarks/peers/make_env.py flower            # federated training, see docs/answers.md
 
 Peers pin other versions of transformers than we do, hence one environment each, in `.venvs/NAME`.
 torch is the CPU build, the same as ours, so that times compare; the script refuses an environment
@@ -25,9 +27,13 @@ PEERS = {
         "transformers==5.19.0",
         "torch==2.13.0",
     ],
+    "gptcache": ["gptcache==0.1.44", "faiss-cpu==1.15.1", "sqlalchemy==2.0.58", "numpy==2.4.6"],
+    "flower": ["flwr[simulation]==1.41.0", "numpy==2.4.6", "safetensors==0.8.0"],
 }
 CHECKS = {
     "kvpress": "import kvpress; kvpress.SnapKVPress",
+    "gptcache": "from gptcache.manager import CacheBase, VectorBase; import faiss, sqlalchemy",
+    "flower": "from flwr.simulation import run_simulation; import ray, safetensors",
     "quantized-cache": """
 import torch
 from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
@@ -39,7 +45,12 @@ for kind in (QuantoQuantizedLayer, HQQQuantizedLayer):
     assert out.shape[2] == 65 and (out[:, :, :64] - k).abs().mean() < 0.2, kind.__name__
 """,
 }
-NO_CUDA = "import torch; assert torch.version.cuda is None, 'a CUDA build of torch was installed'"
+NO_CUDA = """
+import importlib.util
+if importlib.util.find_spec("torch"):
+    import torch
+    assert torch.version.cuda is None, "a CUDA build of torch was installed"
+"""
 
 
 def python_of(peer: str) -> Path:

@@ -22,7 +22,7 @@ from recollect.answers.decisions import logistic
 from recollect.answers.decisions.recent import Recent
 from recollect.errors import RecipeError
 
-MAX_OBSERVATIONS = 4000
+MAX_OBSERVATIONS = 1000  # older ones saw an emptier cache
 WINDOW = 500  # requests over which the budget is balanced
 FEW = 20  # requests below which the budget is applied to each alone
 MIN_EITHER = 5  # right and wrong observations before the first fit
@@ -49,7 +49,7 @@ class Pooled:
 
     delta: float = 0.02
     per: Literal["hits", "requests"] = "hits"
-    caution: float = 1.5
+    caution: float = 1.0
     audit: float = 0.03
     patience: int = 60
     seed: int = 0

@@ -15,6 +15,8 @@ import numpy as np
 from recollect.answers.encoders.projection import Projection
 from recollect.errors import RecipeError
 
+NEAR = 10  # neighbours that a hard pair is drawn from
+
 
 class Pairs(NamedTuple):
     """Vectors (N, D) of two texts each, and whether one answer serves both (N,)."""
@@ -158,10 +160,11 @@ def pairs_from_labels(
             alike = np.flatnonzero(labels == labels[row])
             partners[at] = rng.choice(alike[alike != row])
             continue
-        others = np.flatnonzero(labels != labels[row])
         if rng.random() < hard:
-            near = vectors[others] @ vectors[row]
-            few = min(10, len(others))
-            others = others[np.argpartition(-near, few - 1)[:few]]
+            near = np.where(labels == labels[row], -np.inf, vectors @ vectors[row])
+            few = min(NEAR, int((near > -np.inf).sum()))
+            others = np.argpartition(-near, few - 1)[:few]
+        else:
+            others = np.flatnonzero(labels != labels[row])
         partners[at] = rng.choice(others)
     return Pairs(vectors[rows], vectors[partners], labels[rows] == labels[partners])
