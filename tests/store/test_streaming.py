@@ -199,10 +199,10 @@ def test_layers_of_all_chunks_come_in_order_and_belong_to_the_caller(ahead):
         assert (stream.layers, stream.tokens) == (3, 40)
         found = list(stream)
     assert [lease.released for lease in leases] == [1, 1]
-    assert [layer.index for layer in found] == [0, 1, 2]
+    assert [layer.number for layer in found] == [0, 1, 2]
     for layer in found:
         for part, x in enumerate((layer.k, layer.v)):
-            whole = [chunk_layers(seed)[layer.index][part] for seed in (0, 1)]
+            whole = [chunk_layers(seed)[layer.number][part] for seed in (0, 1)]
             assert torch.equal(x, torch.cat(whole, dim=1))
             x.zero_()  # not a view of the lease
 
@@ -230,8 +230,8 @@ def test_a_corrupt_layer_is_reported_when_it_is_reached():
     data[-1] ^= 1
     with LayerStream([Held(data)]) as stream:
         layers = iter(stream)
-        assert next(layers).index == 0
-        assert next(layers).index == 1
+        assert next(layers).number == 0
+        assert next(layers).number == 1
         with pytest.raises(StoreError, match="corrupt"):
             next(layers)
 

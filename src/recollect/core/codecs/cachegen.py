@@ -55,15 +55,20 @@ MOST = 1 << 28  # symbols of one stream
 MOST_PER_BYTE = 1 << 15  # symbols: no table gives more of them to a byte
 
 
-class Prediction(NamedTuple):
-    """What is measured of each channel (C,) before a mode is chosen; float32."""
+class Spreads(NamedTuple):
+    """What is measured of each channel (C,) before a mode is chosen; float32.
+
+    Attributes:
+        mean: as stored, rounded to bfloat16.
+        spread: mean distance from the mean, as a standard deviation.
+        delta: mean distance of what is no anchor from its anchor, as a standard deviation.
+        reach: largest distance from the mean as stored, or a little more.
+    """
 
     mean: torch.Tensor
-    """As stored: rounded to bfloat16."""
     spread: torch.Tensor
-    """Mean distance from the mean, as a standard deviation."""
     delta: torch.Tensor
-    """Mean distance from the group's first token, as a standard deviation."""
+    reach: torch.Tensor
 
 
 def bin_width(level: int, layer: int, layers: int) -> float:
@@ -96,22 +101,18 @@ def encode(x: torch.Tensor, width: float, *, group: int = GROUP, mode: str = "au
     measured = measure(rows, group)
     step, exponents = _steps(measured, width)
     steps = torch.ldexp(torch.tensor(step), exponents)
-    reach = (rows - measured.mean[:, None]).abs_().amax(1) if tokens else torch.zeros(len(rows))
-    if bool(((reach > LARGEST * steps) | (steps > LARGEST_STEP)).any()):
+    if bool(((measured.reach > LARGEST * steps) | (steps > LARGEST_STEP)).any()):
         raise StoreError("these values are too far apart to be quantized; store them dense")
     delta = _choose_modes(measured, steps, tokens, group, mode)
-    values = np.empty(rows.numel(), np.int32)
-    cachegen_loops.quantize(
-        rows.numpy(), measured.mean.numpy(), delta, group, steps.numpy(), ANCHOR_FINENESS, values
-    )
     lengths = _lengths(delta, tokens, group)
     which = np.empty(len(lengths), np.int64)
-    symbols = np.empty(len(values), np.uint8)
-    escapes = np.empty(len(values), np.int32)
+    symbols = np.empty(rows.numel(), np.uint8)
+    escapes = np.empty(rows.numel(), np.int32)
     tables = family()
-    count = cachegen_loops.choose_symbols(
-        values, lengths, mean_sizes(), prices(), codable(), which, symbols, escapes
-    )
+    count = cachegen_loops.encode(
+        rows.numpy(), measured.mean.numpy(), delta, group, steps.numpy(), ANCHOR_FINENESS,
+        mean_sizes(), prices(), codable(), which, symbols, escapes,
+    )  # fmt: skip
     stream = entropy.encode(symbols, tables, lengths, which)
     last = np.cumsum(1 + delta.astype(np.int64)) - 1  # row of each channel that is not its anchors'
     uneven = bool(exponents.any())
@@ -181,21 +182,19 @@ def decode(data: np.ndarray, heads: int, tokens: int, width: int) -> torch.Tenso
     return out.view(heads, width, tokens).transpose(1, 2).contiguous()
 
 
-def measure(rows: torch.Tensor, group: int) -> Prediction:
+def measure(rows: torch.Tensor, group: int) -> Spreads:
     """Statistics of rows (C, n) float32, one row per channel."""
-    channels, tokens = rows.shape
-    if not tokens:
-        return Prediction(*(torch.zeros(channels) for _ in range(3)))
-    mean = rows.mean(1)
-    spread = (rows - mean[:, None]).abs_().mean(1) * MAD
-    spread.masked_fill_(spread < 1e-6 * mean.abs(), 0.0)  # constant but for rounding
-    anchors = rows[:, ::group].repeat_interleave(group, dim=1)[:, :tokens]
-    others = max(1, tokens - -(-tokens // group))
-    delta = (rows - anchors).abs_().sum(1) / others * MAD
-    return Prediction(mean.bfloat16().float(), spread, delta)
+    statistics = np.zeros((4, len(rows)), np.float32)
+    if rows.numel():
+        cachegen_loops.measure(rows.numpy(), group, statistics)
+    mean, spread, delta, reach = torch.from_numpy(statistics)
+    constant = spread < 1e-6 * mean.abs()  # but for rounding
+    stored = mean.bfloat16().float()
+    reach += (mean - stored).abs_()
+    return Spreads(stored, spread.masked_fill(constant, 0.0) * MAD, delta * MAD, reach)
 
 
-def _steps(measured: Prediction, width: float) -> tuple[float, torch.Tensor]:
+def _steps(measured: Spreads, width: float) -> tuple[float, torch.Tensor]:
     """The layer's step, and what power of two each channel's (C,) is larger.
 
     The step is `width` times the geometric mean of the spreads, which neither a few wide channels
@@ -213,7 +212,7 @@ def _steps(measured: Prediction, width: float) -> tuple[float, torch.Tensor]:
 
 
 def _choose_modes(
-    measured: Prediction, steps: torch.Tensor, tokens: int, group: int, mode: str
+    measured: Spreads, steps: torch.Tensor, tokens: int, group: int, mode: str
 ) -> np.ndarray:
     """Which channels (C,) bool are smaller as anchors and deltas."""
     if mode != "auto":

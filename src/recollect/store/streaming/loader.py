@@ -30,7 +30,7 @@ class Holder(Protocol):
 class Layer(NamedTuple):
     """Keys (K, T, D) and values (K, T, Dv) of all chunks together; they belong to the caller."""
 
-    index: int
+    number: int
     k: torch.Tensor
     v: torch.Tensor
 
@@ -78,8 +78,8 @@ class LayerStream:
     def __iter__(self) -> Iterator[Layer]:
         waiting: deque[Future[Layer]] = deque()
         try:
-            for index in range(self.layers):
-                waiting.append(self._pool.submit(self._load, index))
+            for number in range(self.layers):
+                waiting.append(self._pool.submit(self._load, number))
                 if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -106,10 +106,10 @@ class LayerStream:
     ) -> None:
         self.close()
 
-    def _load(self, index: int) -> Layer:
-        pairs = [decode_layer(frame, index) for frame in self._frames]
+    def _load(self, number: int) -> Layer:
+        pairs = [decode_layer(frame, number) for frame in self._frames]
         k, v = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
-        return Layer(index, k, v)
+        return Layer(number, k, v)
 
 
 def _depth(frames: Sequence[Frame]) -> int:
