@@ -124,6 +124,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(2048)  # who connects before the server is ready waits
     except OSError as error:
         reason = error.strerror or error
         raise GatewayError(
