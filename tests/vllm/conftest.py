@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from engine_client import (
     ABSENT,
+    ONE_PROCESS,
     PYTHON,
     Engine,
     connector,
@@ -54,14 +55,15 @@ def engines(zoo_model, shared_folder, faults):
     store = {"path": str(shared_folder), "host": "64MiB", "chunk": 64, "namespace": "tests"}
     first = connector("auto", store_factory="faulty_store:open_store", **store)
     second = connector("async", role="kv_consumer", lookup_seconds=5.0, **store)
+    one = {**ONE_PROCESS, **threads(3)}
     started = {
-        "plain": Engine(zoo_model, None, environment=threads(3), max_model_len=2048),
+        "plain": Engine(zoo_model, None, environment=one, max_model_len=2048),
         "first": Engine(
             zoo_model, first, environment={**threads(3), "RECOLLECT_FAULTS": str(faults)},
             max_model_len=2048, num_gpu_blocks_override=160,
             kv_events_config={"enable_kv_cache_events": True, "publisher": "null"},
         ),
-        "second": Engine(zoo_model, second, environment=threads(3), max_model_len=2048),
+        "second": Engine(zoo_model, second, environment=one, max_model_len=2048),
     }  # fmt: skip
     try:
         yield {name: engine.wait() for name, engine in started.items()}

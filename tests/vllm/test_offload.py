@@ -4,7 +4,7 @@ import random
 import subprocess
 
 import pytest
-from engine_client import ABSENT, PYTHON, Engine, threads
+from engine_client import ABSENT, ONE_PROCESS, PYTHON, Engine
 
 
 def prompt(seed, length):
@@ -40,7 +40,7 @@ def engine(wide_model, tmp_path_factory, redis_url):
     tiers = [{"path": str(tmp_path_factory.mktemp("disk"))}, {"remote": redis_url}]
     per_token = 4 * 2 * 8 * 64 * 4  # layers, K and V, heads, width, bytes
     config = offloading(tiers, cpu_bytes_to_use=12 * 512 * per_token)
-    made = Engine(wide_model, config, environment=threads(1), max_model_len=1024)
+    made = Engine(wide_model, config, environment=ONE_PROCESS, max_model_len=1024)
     try:
         yield made.wait()
     finally:

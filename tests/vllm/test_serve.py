@@ -94,6 +94,23 @@ def shape(cls, hook):
     found = inspect.unwrap(getattr(cls, hook))
     return [(p.name, str(p.kind)) for p in inspect.signature(found).parameters.values()]
 hooks = [n for n in vars(ours.RecollectConnector) if hasattr(Base, n) and not n.startswith("_")]
+from types import SimpleNamespace
+from recollect.vllm.events import EventBook
+
+book = EventBook(chunk=64, hashed=32, shared=True)
+asked = SimpleNamespace(block_hashes=[bytes([n]) * 32 for n in range(4)], lora_request=None,
+                        all_token_ids=list(range(150)), session_id=None)
+for at, key in enumerate((b"first", b"second")):
+    book.ordered(key, asked, at)
+book.committed([b"second", b"unknown"])
+book.lost([b"second", b"unknown"])
+stored, removed = book.take()
+assert not book.take()
+assert stored.block_hashes == removed.block_hashes == asked.block_hashes[2:]
+assert stored.parent_block_hash == asked.block_hashes[1]
+assert (stored.token_ids, stored.block_size) == (list(range(64, 128)), 32)
+assert stored.medium == removed.medium == "STORAGE"
+
 print(json.dumps({
     "named": named is ours.RecollectConnector and by_path is named,
     "abstract": sorted(ours.RecollectConnector.__abstractmethods__),

@@ -161,6 +161,7 @@ class RecollectConnector(KVConnectorBase_V1):
         if num_external_tokens > 0:
             self._plans.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
+    @guarded({})
     def get_external_cache_hit_sources(
         self, request: Any, num_external_tokens: int
     ) -> dict[CacheHitSource, int]:

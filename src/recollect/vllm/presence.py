@@ -16,6 +16,7 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.01
+THREADS = 4
 
 
 class Shared(Protocol):
@@ -44,7 +45,7 @@ class Presence:
         """`shared`: tiers other processes see, if there are any; `most`: keys remembered."""
         self._shared, self._most = shared, most
         self._own: dict[bytes, None] = {}
-        self._pool = ThreadPoolExecutor(1, "recollect-lookup") if shared is not None else None
+        self._pool = ThreadPoolExecutor(THREADS, "recollect-lookup") if shared is not None else None
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._own
@@ -96,14 +97,14 @@ class Presence:
         self, lookup: Lookup, keys: list[bytes], known: int, expected: int, patience: float
     ) -> None:
         assert self._shared is not None
+        assert self._pool is not None
         try:
-            while True:
-                lookup.found = known + self._shared.longest(keys[known:])
-                late = time.monotonic() - lookup.started > patience
-                if lookup.found >= min(expected, len(keys)) or late:
-                    return
-                time.sleep(POLL_SECONDS)
+            lookup.found = known + self._shared.longest(keys[known:])
+            late = time.monotonic() - lookup.started > patience
+            if lookup.found < min(expected, len(keys)) and not late:
+                time.sleep(POLL_SECONDS)  # and again, behind the lookups of other requests
+                self._pool.submit(self._answer, lookup, keys, known, expected, patience)
+                return
         except Exception as error:  # an unreachable tier is a miss, whatever it raises
             logger.warning("lookup failed, computing instead: %s", error)
-        finally:
-            lookup.done = True
+        lookup.done = True
