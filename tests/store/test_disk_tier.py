@@ -164,8 +164,23 @@ def test_the_journal_stays_in_proportion(folder, monkeypatch):
     for number in range(200):
         (tier, other)[number % 2].put(key(number), bytes(1000), Facts("ns"))
         assert (folder / "journal").stat().st_size <= 60 * RECORD.itemsize
-        assert set(tier.keys()) == set(other.keys())
+        there = {bytes.fromhex(path.name) for path in files(folder, "entries")}
+        assert set(tier.keys()) == set(other.keys()) == there
+        assert tier.stat().bytes == other.stat().bytes <= 2500
     assert set(DiskTier(folder, 2500).keys()) == set(tier.keys()) != set()
+
+
+def test_a_journal_that_was_replaced_twice_is_noticed(folder, tier):
+    """Its inode number may come back; what another process saw in between must not stay."""
+    other = DiskTier(folder, CAPACITY)
+    for round_ in range(6):
+        tier.put(key(round_), BODY)
+        assert other.contains(key(round_))
+        tier.delete(key(round_))
+        tier.sweep()
+        tier.sweep()
+        assert not other.contains(key(round_))
+        assert list(other.keys()) == []
 
 
 def test_a_newer_store_is_refused(folder, tier):

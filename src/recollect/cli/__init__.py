@@ -14,6 +14,7 @@ from recollect.cli.generate import generate
 from recollect.cli.recipes import recipes
 from recollect.cli.report import report
 from recollect.cli.serve import serve
+from recollect.cli.store import store
 from recollect.cli.zoo import zoo
 
 
@@ -31,6 +32,6 @@ def main() -> None:
     """
 
 
-for _command in (demo, evaluate, report, generate, calibrate, recipes, serve, zoo):
+for _command in (demo, evaluate, report, generate, calibrate, recipes, serve, store, zoo):
     main.add_command(_command)
 serve.add_command(gateway)

@@ -9,10 +9,11 @@ from typing import Any
 from recollect.errors import StoreError
 from recollect.store.sizes import read_bytes
 from recollect.store.tiers import remote_tier
-from recollect.store.tiers.base import Tier
+from recollect.store.tiers.base import KEY_BYTES, Tier
 from recollect.store.tiers.disk import DiskTier
 from recollect.store.tiers.guarded import NOBODY, GuardedTier
 from recollect.store.tiers.host import HostTier
+from recollect.store.tiers.redundant import in_shared_memory
 
 DEFAULT_CHUNK = 256  # tokens
 DEFAULT_DISK = "10GiB"
@@ -30,18 +31,26 @@ def build_tiers(
     encryption_key: bytes | str | None,
     ttl: float | None,
     check: bool = True,
+    holders: int | None = None,
 ) -> tuple[Tier, ...]:
-    """Host, disk, and the remote ones in the order given. Raises StoreError."""
+    """Host, disk, and the remote ones in the order given. Raises StoreError.
+
+    With `holders`, the host tier lies in shared memory, in so many parts that survive one's loss.
+    """
     shared: dict[str, Any] = {
         "replacement": replacement,
         "quotas": _quotas(quota, namespace),
         "ttl": ttl,
     }
     tiers: list[Tier] = []
-    if host and read_bytes(host):
+    if host and read_bytes(host) and holders:
+        tiers.append(in_shared_memory(namespace, read_bytes(host), holders, check=False, **shared))
+    elif host and read_bytes(host):
         tiers.append(HostTier(read_bytes(host), **shared))
     if disk and path is None:
         raise StoreError(f"a disk tier of {disk} needs a folder: Store('~/.cache/recollect', ...)")
+    if len(namespace.encode()) > KEY_BYTES:
+        raise StoreError(f"the namespace '{namespace}' is longer than {KEY_BYTES} bytes")
     if path is not None:
         on_disk = DiskTier(path, read_bytes(disk or DEFAULT_DISK), check=check, **shared)
         tiers.append(_encrypted(on_disk, encryption_key))

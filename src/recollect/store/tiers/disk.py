@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,15 @@ import numpy as np
 from recollect.errors import StoreError
 from recollect.store.holdings import Claim, ClaimedReservation, Holdings
 from recollect.store.index import MISSING
-from recollect.store.tiers.base import NO_FACTS, Facts, Lease, Reservation, Tier, TierStat
+from recollect.store.tiers.base import (
+    KEY_BYTES,
+    NO_FACTS,
+    Facts,
+    Lease,
+    Reservation,
+    Tier,
+    TierStat,
+)
 from recollect.store.tiers.journal import (
     DELETE,
     NAMESPACE,
@@ -43,6 +52,27 @@ BULK = 64  # journal records from which on they are taken in together
 QUARANTINE = 64  # corrupt entries kept for inspection
 COMPACT_FROM, COMPACT_AT = 10_000, 4  # journal records: at least, and per entry
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the journal says of an entry; `time` is when it was put, in seconds since 1970."""
+
+    key: bytes
+    namespace: str
+    nbytes: int
+    tokens: int
+    cost_seconds: float
+    time: float
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What `DiskTier.sweep` removed: files of their bytes, and records that had lost theirs."""
+
+    files: int
+    lost: int
+    nbytes: int
 
 
 class DiskTier(Tier):
@@ -104,6 +134,8 @@ class DiskTier(Tier):
                 pass
 
     def reserve(self, key: bytes, nbytes: int, facts: Facts = NO_FACTS) -> Reservation | None:
+        if len(facts.namespace.encode()) > KEY_BYTES:
+            raise StoreError(f"the namespace '{facts.namespace}' is longer than {KEY_BYTES} bytes")
         with self._books.lock, self._speaking():
             self._refresh()
             claim = self._books.claim(key, nbytes, facts)
@@ -162,7 +194,47 @@ class DiskTier(Tier):
             return self._books.stat()
 
     def close(self) -> None:
-        """Nothing is held open between operations."""
+        with self._books.lock:
+            self._journal.close()
+
+    def entries(self) -> list[Entry]:
+        """What the journal says of each entry, the oldest first."""
+        with self._books.lock, self._speaking(), self._journal.locked():
+            self._refresh()
+            final = last_of_each(self._journal.read_all())
+        return [
+            Entry(
+                key=bytes(key),
+                namespace=self._names.get(number, ""),
+                nbytes=nbytes,
+                tokens=tokens,
+                cost_seconds=cost,
+                time=when,
+            )
+            for kind, _, number, tokens, nbytes, when, cost, _, key, _ in map(np.void.item, final)
+            if kind == PUT
+        ]
+
+    def sweep(self) -> Swept:
+        """Remove what no entry needs: files of killed writers, what was set aside, records without
+        a file; and rewrite the journal without them."""
+        with self._books.lock, self._speaking(), self._journal.locked():
+            self._refresh()
+            index = self._books.index
+            known = {index.key(slot).hex(): slot for slot in index.slots()}
+            there = {path.name: path for path in Path(self._entries).glob("*/*")}
+            useless = [path for name, path in there.items() if name not in known]
+            useless += (self.folder / "quarantine").iterdir()
+            nbytes = sum(path.stat().st_size for path in useless)
+            for path in useless:
+                path.unlink()
+            abandoned = self._remove_abandoned()
+            lost = [slot for name, slot in known.items() if name not in there]
+            for slot in lost:
+                self._erase(slot)
+                self._books.remove(slot)
+            self._compact()
+        return Swept(len(useless) + abandoned, len(lost), nbytes)
 
     def path_of(self, key: bytes) -> str:
         """The file with the bytes of an entry."""
@@ -179,12 +251,15 @@ class DiskTier(Tier):
         for name in ("entries", "writing", "quarantine"):
             (self.folder / name).mkdir(exist_ok=True)
 
-    def _remove_abandoned(self) -> None:
-        """Delete what killed writers left. A writer that lives has a lock on its file."""
+    def _remove_abandoned(self) -> int:
+        """Delete what killed writers left: how many. One that lives has a lock on its file."""
+        removed = 0
         for path in (self.folder / "writing").iterdir():
             with suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+                removed += 1
+        return removed
 
     def _refresh(self) -> None:
         """Take in what other processes wrote to the journal."""
@@ -276,9 +351,9 @@ class DiskTier(Tier):
             with suppress(OSError):
                 yield self.path_of(key)
             if self._journal.length > COMPACT_FROM + COMPACT_AT * len(self._books.index):
-                self.compact()
+                self._compact()
 
-    def compact(self) -> None:
+    def _compact(self) -> None:
         """Rewrite the journal without what was deleted."""
         with self._journal.locked():
             everything = self._journal.read_all()

@@ -51,8 +51,8 @@ class Journal:
         self.path = folder / "journal"
         self._lock = folder / "lock"
         self._depth = 0
-        self._read_to = 0
-        self._inode = -1
+        # Held open, so that no other journal can get the same inode while we compare it.
+        self._file, self._inode, self._read_to = -1, -1, 0
         with self.locked():
             if not self.path.exists():
                 self._write_whole(np.empty(0, RECORD))
@@ -79,30 +79,25 @@ class Journal:
         Starting over is due at first, and after the journal was replaced by a shorter one.
         """
         try:
-            now = os.stat(self.path)
+            anew = os.stat(self.path).st_ino != self._inode
         except FileNotFoundError:
             raise StoreError(f"{self.path} is gone; the folder was deleted under us") from None
-        if now.st_ino == self._inode and now.st_size < self._read_to + RECORD.itemsize:
-            return False, np.empty(0, RECORD)
-        with open(self.path, "rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            anew = inode != self._inode
-            start = RECORD.itemsize if anew else self._read_to
-            file.seek(start)
-            raw = file.read()
+        if anew:
+            self._open()
+        size = os.fstat(self._file).st_size
+        if size < self._read_to + RECORD.itemsize:
+            return anew, np.empty(0, RECORD)
+        raw = self._bytes(self._read_to, size)
         records = np.frombuffer(raw, RECORD, count=len(raw) // RECORD.itemsize)
         valid = records["check"] == _checks(records)
-        if len(valid) and not valid[-1] and not self._depth:
+        if not valid[-1] and not self._depth:
             records, valid = records[:-1], valid[:-1]  # perhaps still being written
-        self._inode = inode
-        self._read_to = start + len(records) * RECORD.itemsize
+        self._read_to += records.nbytes
         return anew, records[valid & np.isin(records["kind"], KINDS)]
 
     def read_all(self) -> np.ndarray:
-        """Every valid record, from the beginning; what `read` goes on from stays as it is."""
-        with open(self.path, "rb") as file:
-            file.seek(RECORD.itemsize)
-            raw = file.read()
+        """Every valid record of the journal there is now; `read` goes on from where it was."""
+        raw = self.path.read_bytes()[RECORD.itemsize :]
         records = np.frombuffer(raw, RECORD, count=len(raw) // RECORD.itemsize)
         return records[(records["check"] == _checks(records)) & np.isin(records["kind"], KINDS)]
 
@@ -112,7 +107,7 @@ class Journal:
         return self._read_to // RECORD.itemsize - 1
 
     def append(self, records: np.ndarray) -> None:
-        """Add records; the lock must be held and `read` have been called since. Raises OSError."""
+        """Add records; the lock must be held. Raises OSError."""
         assert self._depth, "append needs the lock"
         records["check"] = _checks(records)
         with open(self.path, "r+b", buffering=0) as file:
@@ -125,7 +120,7 @@ class Journal:
             except OSError:
                 os.ftruncate(file.fileno(), end)
                 raise
-            if end == self._read_to:
+            if end == self._read_to and os.fstat(file.fileno()).st_ino == self._inode:
                 self._read_to += records.nbytes
 
     def replace(self, records: np.ndarray) -> None:
@@ -133,8 +128,32 @@ class Journal:
         with self.locked():
             records["check"] = _checks(records)
             self._write_whole(records)
-            self._inode = os.stat(self.path).st_ino  # nothing new in it for us
-            self._read_to = RECORD.itemsize + records.nbytes
+            self.close()  # we start over too: there may be records that we had not read
+            self._read_to = RECORD.itemsize
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent; using the journal opens it again."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._inode = -1, -1
+
+    def _open(self) -> None:
+        """Go over to the journal that is there now, from its beginning."""
+        self.close()
+        self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._inode = os.fstat(self._file).st_ino
+        self._read_to = RECORD.itemsize
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        parts = []
+        while start < end and (part := os.pread(self._file, end - start, start)):
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            self.close()
 
     def _write_whole(self, records: np.ndarray) -> None:
         partial = self.path.with_name("journal.new")
