@@ -100,7 +100,7 @@ def encode(x: torch.Tensor, width: float, *, group: int = GROUP, mode: str = "au
     rows = x.float().transpose(1, 2).flatten(0, 1).contiguous()
     measured = measure(rows, group)
     step, exponents = _steps(measured, width)
-    steps = torch.ldexp(torch.tensor(step), exponents)
+    steps = torch.from_numpy(np.ldexp(np.float32(step), exponents.numpy().astype(np.int32)))
     if bool(((measured.reach > LARGEST * steps) | (steps > LARGEST_STEP)).any()):
         raise StoreError("these values are too far apart to be quantized; store them dense")
     delta = _choose_modes(measured, steps, tokens, group, mode)
