@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.errors import StoreError
+from recollect.store.store import Store
 from recollect.store.tiers.guarded import GuardedTier
 from recollect.store.tiers.host import HostTier
 from recollect.store.tiers.redis import RedisTier
@@ -242,3 +243,16 @@ def test_too_few_members_are_refused(tmp_path):
         RedundantTier([HostTier(100)])
     with pytest.raises(StoreError, match="memory file system"):
         in_shared_memory("x", 100, 3, folder=tmp_path / "absent")
+
+
+def test_the_recipe_reft_keeps_the_host_tier_of_a_store_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("recollect.store.tiers.redundant.MEMORY", tmp_path)
+    with Store(host="4MiB", recipe="reft", holders=3, namespace="team") as store:
+        assert store.put(KEYS[0], BODY)
+        store.tiers[0].members[0].delete(KEYS[0])
+        with store.get(KEYS[0]) as lease:
+            assert bytes(lease.data) == BODY
+    with Store(host="4MiB", recipe="reft", holders=3, namespace="team") as again:
+        assert read(again, KEYS[0]) == BODY  # the memory outlived the store
+    with Store(host="4MiB", recipe="reft", holders=3, namespace="other") as other:
+        assert read(other, KEYS[0]) is None

@@ -147,8 +147,6 @@ class Store:
         chosen = {"chunk": chunk, "replacement": replacement}
         arguments |= {name: value for name, value in chosen.items() if value is not None}
         self.plan = store_plan(recipe, **arguments)
-        if self.plan.redundancy is not None and not tiers:
-            raise StoreError("redundancy needs a redundant tier: pass tiers=[...]")
         self.namespace = namespace
         self.chunk = self.plan.chunks.chunk
         self._salt = salt
@@ -172,6 +170,7 @@ class Store:
             encryption_key=encryption_key,
             ttl=ttl,
             check=verify is None,
+            holders=self.plan.redundancy.holders if self.plan.redundancy else None,
         )
         self._background = background or self._own_background()
 

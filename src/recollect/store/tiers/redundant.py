@@ -419,7 +419,7 @@ class _ParityReservation(Reservation):
 
 
 def in_shared_memory(
-    name: str, nbytes: int, holders: int, *, folder: Path = MEMORY, **options: Any
+    name: str, nbytes: int, holders: int, *, folder: Path | None = None, **options: Any
 ) -> RedundantTier:
     """A redundant tier in memory that outlives its writers: files of a memory file system.
 
@@ -430,9 +430,10 @@ def in_shared_memory(
         name: tells tiers of one user apart.
         nbytes: room over all holders, parity included.
         holders: how many shards an entry has.
-        folder: where a memory file system is mounted.
+        folder: where a memory file system is mounted; `MEMORY` if left out.
         options: of each holder, see `DiskTier`.
     """
+    folder = folder or MEMORY
     if not folder.is_dir():
         raise StoreError(f"redundancy needs a memory file system at {folder}; there is none here")
     root = folder / f"recollect-{os.getuid()}-{name.encode().hex()}"
