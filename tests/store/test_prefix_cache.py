@@ -15,6 +15,7 @@ from transformers import (
 import recollect
 from recollect.errors import HostError, RecipeError, StoreError
 from recollect.store import Store
+from recollect.store.admission import Admission, AdmissionPolicy
 from recollect.store.frames import unpack
 from recollect.store.tiers.host import HostTier
 
@@ -60,9 +61,19 @@ def gemma():
     return Gemma3ForCausalLM(config).eval()
 
 
+def make_store(**options):
+    """A store that always loads: these models are quicker to run than to load."""
+    options = {"host": "32MiB", "chunk": CHUNK, "admission": admission("always"), **options}
+    return Store(**options)
+
+
+def admission(mode):
+    return Admission(AdmissionPolicy(mode=mode))
+
+
 @pytest.fixture
 def store():
-    with Store(host="32MiB", chunk=CHUNK) as store:
+    with make_store() as store:
         yield store
 
 
@@ -279,8 +290,7 @@ class TestWhoseEntriesTheyAre:
     @pytest.mark.parametrize("other", [{"namespace": "b"}, {"salt": "s"}, {"chunk": CHUNK * 2}])
     def test_another_tenant(self, other, model):
         tier, ids = HostTier(1 << 25), tokens(70)
-        ours = Store(tiers=[tier], chunk=CHUNK)
-        theirs = Store(tiers=[tier], **{"chunk": CHUNK, **other})
+        ours, theirs = make_store(tiers=[tier]), make_store(tiers=[tier], **other)
         with_store(model, ours, ids)
         assert with_store(model, theirs, ids)[1].matched == 0
         assert with_store(model, ours, ids)[1].matched == 64
@@ -344,7 +354,7 @@ class TestDamage:
 
     def test_a_full_store_changes_nothing(self, model):
         ids = tokens(100)
-        with Store(host="4KiB", chunk=CHUNK) as store:
+        with make_store(host="4KiB") as store:
             for _ in range(2):
                 out, report = with_store(model, store, ids)
                 same(out, generate(model, ids))
@@ -359,6 +369,30 @@ def flipped(data, place):
 
 SPEC = "snapkv + kivi"
 ARGUMENTS = {"keep": 0.5, "window": 8, "recent": 16, "group": 16}
+
+
+class TestAdmission:
+    """What is quicker to compute than to load is computed."""
+
+    @pytest.mark.parametrize("spec", ["full", SPEC])
+    def test_what_does_not_pay_is_not_loaded(self, spec, model):
+        ids, tier = tokens(100), HostTier(1 << 25)
+        arguments = ARGUMENTS if spec == SPEC else {}
+        for mode, matched in (("always", 96), ("never", 0)):
+            store = make_store(tiers=[tier], admission=admission(mode))
+            with recollect.prefix_cache(model, store, spec, **arguments) as prefixes:
+                prefixes.remember(ids[:, :96])
+                before = prefixes.report.matched
+                out = generate(model, ids)
+            assert prefixes.report.matched - before == matched
+            if spec == "full":
+                same(out, generate(model, ids))
+        assert prefixes.report.declined >= 96
+
+    def test_prefills_are_measured(self, model):
+        with make_store(admission=None) as store:
+            with_store(model, store, tokens(100))
+            assert store.admission.prefill.observations == 1
 
 
 class TestCompressed:

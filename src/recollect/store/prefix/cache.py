@@ -24,7 +24,7 @@ from recollect.kv.cache import RecollectCache
 from recollect.kv.fingerprint import fingerprint
 from recollect.kv.policy import KVPolicy, policy
 from recollect.recipe import Composition
-from recollect.store.frames import find_codec, nbytes
+from recollect.store.frames import nbytes
 from recollect.store.prefix import chunks, states
 from recollect.store.prefix.calls import Prompt, read_call, without_prefix
 from recollect.store.prefix.models import check_layers, devices
@@ -40,7 +40,7 @@ def prefix_cache(
     spec: str | Composition | KVPolicy = "full",
     *,
     chunk: int | None = None,
-    codec: str = "dense",
+    codec: str | None = None,
     kernel: str = "auto",
     **arguments: Any,
 ) -> PrefixCache:
@@ -58,8 +58,8 @@ def prefix_cache(
         store: where prefixes are kept; other processes may share it.
         spec, arguments: a recipe as for `kv_cache`.
         chunk: tokens per chunk; None for the store's.
-        codec: of exact chunks: ``dense``, or one that loses something, such as ``int8``, which is
-            kept apart from exact ones.
+        codec: of chunks: ``dense``, or one that loses something, such as ``int8``, whose chunks are
+            kept apart from exact ones; None for the store's.
         kernel: as for `kv_cache`, with recipes that compress.
 
     Raises:
@@ -98,7 +98,7 @@ class PrefixCache:
         policy: KVPolicy,
         *,
         chunk: int | None = None,
-        codec: str = "dense",
+        codec: str | None = None,
         kernel: str = "auto",
     ) -> None:
         self.model, self.store, self.policy = host.check_model(model), store, policy
@@ -107,12 +107,12 @@ class PrefixCache:
         if chunk < 1:
             raise RecipeError(f"a chunk has at least one token, not {chunk}")
         self._by_chunks = policy.is_plain and all(map(host.is_full_attention, layers))
-        if codec != "dense" and not self._by_chunks:
-            raise RecipeError(f"codec='{codec}' is for exact chunks; this recipe has its own form")
-        find_codec(codec)
-        name, dtype = fingerprint(model), model.dtype
-        self._chunks = chunks.ChunkFormat(name, len(layers), dtype, chunk, codec)
-        self._states = states.StateFormat(name, policy, dtype, chunk, kernel)
+        if codec is not None and not self._by_chunks:
+            raise RecipeError(f"codec='{codec}' is for chunks; this recipe keeps its own form")
+        name, codec = fingerprint(model), codec or store.plan.codec.name
+        self._chunks = chunks.ChunkFormat.of(model, name, len(layers), chunk, codec)
+        token_bytes = self._chunks.nbytes // chunk
+        self._states = states.StateFormat(name, policy, model.dtype, chunk, token_bytes, kernel)
         # Where caches of ours are made, one lives from now on: it fails early, if at all, and the
         # model's attention is routed once.
         self._anchor = None if self._by_chunks else RecollectCache(model, policy, kernel=kernel)
@@ -208,10 +208,15 @@ class PrefixCache:
         """Save what a prefill added."""
         cache = kwargs.get("past_key_values")
         prefill = self._prefills.pop(cache, None) if isinstance(cache, Cache) else None
-        if prefill is None or not self._by_chunks:
+        if prefill is None:
             return
         assert isinstance(cache, Cache)
         prompt, form = prefill.prompt, self._chunks
+        rows, computed = len(prompt.ids), prompt.width - prefill.columns
+        seconds = (time.perf_counter() - prefill.started) / rows
+        self.store.admission.observe_prefill(computed, seconds, prefill.columns)
+        if not self._by_chunks:
+            return
         new = prompt.chunks(form.tokens) - prompt.chunks(form.tokens, prefill.columns)
         if new == 0:
             return
@@ -220,9 +225,7 @@ class PrefixCache:
         if len(self._writing) >= WAITING:
             self.report.refused += new
             return
-        computed = (prompt.width - prefill.columns) * len(prompt.ids)
-        seconds = (time.perf_counter() - prefill.started) / computed
-        work = (form, self.store, prompt, chunks.snapshot(cache), seconds, self.report)
+        work = (form, self.store, prompt, chunks.snapshot(cache), seconds / computed, self.report)
         self._writing.append(self._writer.submit(chunks.save, *work))
 
     # -- inside ----------------------------------------------------------------------------------
@@ -252,18 +255,15 @@ class PrefixCache:
         if any(prompt.padding) or bool((prompt.ids != prompt.ids[:1]).any()):
             self.report.untouched["different prompts in one batch, nothing looked up"] += 1
             return new, 0
-        found = states.find(self._states, self.store, prompt.row(0), self.model)
-        if isinstance(found, int):
-            self.report.unusable += found
+        cache = states.find(self._states, self.store, prompt.row(0), self.model, self.report)
+        if cache is None:
             return new, 0
         new.close()
-        cache, frame = found
+        tokens = cache.get_seq_length()
+        self.report.matched += tokens * rows
         if rows > 1:
             cache.batch_repeat_interleave(rows)
-        self.report.entries += 1
-        self.report.loaded += frame.nbytes
-        self.report.matched += frame.header.tokens * rows
-        return cache, frame.header.tokens
+        return cache, tokens
 
     def _save_state(self, key: bytes, ids: torch.Tensor) -> None:
         started = time.perf_counter()

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from recollect.errors import StoreError
 from recollect.kv.cache import RecollectCache
 from recollect.kv.layer import KVLayer
-from recollect.store.frames import Frame, FrameHeader, decode_layer, encode_layers, nbytes, unpack
+from recollect.store.frames import FrameHeader, decode_layer, encode_layers, nbytes, unpack
 from recollect.store.prefix.calls import Prompt
 from recollect.store.prefix.report import PrefixReport
 from recollect.store.store import Store
@@ -34,6 +35,7 @@ class ChunkFormat:
         dtype: of its keys and values.
         tokens: per chunk.
         codec: of the frames: ``dense``, or a lossy one.
+        nbytes: of one frame, about.
     """
 
     model: str
@@ -41,6 +43,19 @@ class ChunkFormat:
     dtype: torch.dtype
     tokens: int
     codec: str
+    nbytes: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str, layers: int, tokens: int, codec: str) -> Self:
+        """The format for a model with that fingerprint. Raises StoreError for an unknown codec."""
+        config = model.config.get_text_config()
+        queries = config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or queries
+        width = getattr(config, "head_dim", None) or config.hidden_size // queries
+        noise = torch.Generator().manual_seed(0)  # leaves the user's own random numbers alone
+        sample = torch.randn(heads, tokens, width, generator=noise).to(model.dtype)
+        frame = encode_layers([(sample, sample)], FrameHeader(name, tokens), codec)
+        return cls(name, layers, model.dtype, tokens, codec, layers * nbytes(frame))
 
     def keys(self, store: Store, row: Sequence[int]) -> list[bytes]:
         """Keys of the full chunks of one prompt. Lossy ones never meet exact ones."""
@@ -51,17 +66,13 @@ class ChunkFormat:
         """Of the frame of chunk number `index`."""
         return FrameHeader(self.model, self.tokens, index * self.tokens)
 
-    def read(self, store: Store, key: bytes, index: int) -> tuple[list[KV], Frame] | None:
-        """Keys (K, n, D) and values of all layers of a chunk, or None for a miss.
+    def read(self, data: memoryview, index: int) -> list[KV]:
+        """Keys (K, n, D) and values of all layers from the frame of chunk number `index`.
 
         Raises:
-            StoreError: there is an entry, but it is not what it should be.
+            StoreError: it is not what it should be.
         """
-        lease = store.get(key)
-        if lease is None:
-            return None
-        with lease:  # views of its bytes keep them in place afterwards
-            frame = unpack(lease.data, model=self.model, dtype=self.dtype)
+        frame = unpack(data, model=self.model, dtype=self.dtype)
         header, expected = frame.header, self.header(index)
         if (header.tokens, header.first_position) != (self.tokens, expected.first_position):
             raise StoreError("the entry is another chunk than its key says")
@@ -71,7 +82,7 @@ class ChunkFormat:
             raise StoreError(f"the entry is {header.exactness} in codec {header.codec}")
         if header.layers != self.layers:
             raise StoreError(f"the entry has {header.layers} layers, the model {self.layers}")
-        return [decode_layer(frame, layer) for layer in range(self.layers)], frame
+        return [decode_layer(frame, layer) for layer in range(self.layers)]
 
 
 @dataclass(frozen=True)
@@ -112,26 +123,20 @@ class Chunks:
 
 
 def find(form: ChunkFormat, store: Store, prompt: Prompt, report: PrefixReport) -> Chunks | None:
-    """The longest stored prefix that all rows of a batch have, one token short of the shortest.
+    """The longest stored prefix that all rows of a batch have and that is worth loading.
 
     At least one token is always left to compute: its logits are what the call is for.
     """
-    keys = [form.keys(store, prompt.row(row)) for row in range(len(prompt.ids))]
-    present = [store.longest(row) for row in keys]
-    columns = _columns(form, prompt, present)
-    if columns <= min(prompt.padding):
-        return None
     read: dict[bytes, list[KV]] = {}
-    for row, row_keys in enumerate(keys):
-        wanted = -(-max(columns - prompt.padding[row], 0) // form.tokens)
-        present[row] = _read_run(form, store, row_keys[:wanted], read, report)
-    columns = _columns(form, prompt, present)
+    rows = [_leading(form, store, prompt.row(row), read, report) for row in range(len(prompt.ids))]
+    reach = [
+        padding + len(row) * form.tokens for padding, row in zip(prompt.padding, rows, strict=True)
+    ]
+    columns = min(*reach, prompt.width - 1)
     if columns <= min(prompt.padding):
         return None
-    rows = []
-    for row, row_keys in enumerate(keys):
-        wanted = -(-max(columns - prompt.padding[row], 0) // form.tokens)
-        rows.append([read[key] for key in row_keys[:wanted]])
+    for index, padding in enumerate(prompt.padding):
+        del rows[index][-(-max(columns - padding, 0) // form.tokens) :]
     return Chunks(columns, rows, prompt.padding)
 
 
@@ -187,35 +192,33 @@ def save(
                 report.refused += 1
 
 
-def _columns(form: ChunkFormat, prompt: Prompt, present: Sequence[int]) -> int:
-    """Columns that all rows have, when row i has its first ``present[i]`` chunks."""
-    reach = [
-        padding + count * form.tokens
-        for padding, count in zip(prompt.padding, present, strict=True)
-    ]
-    return min(*reach, prompt.width - 1)
-
-
-def _read_run(
+def _leading(
     form: ChunkFormat,
     store: Store,
-    keys: Sequence[bytes],
+    tokens: Sequence[int],
     read: dict[bytes, list[KV]],
     report: PrefixReport,
-) -> int:
-    """Read chunks one after the other until one is missing; returns how many there are."""
-    for index, key in enumerate(keys):
-        if key in read:
-            continue
-        try:
-            found = form.read(store, key, index)
-        except StoreError:
-            store.delete(key)
-            report.unusable += 1
-            return index
-        if found is None:
-            return index
-        read[key] = found[0]
-        report.entries += 1
-        report.loaded += found[1].nbytes
-    return len(keys)
+) -> list[list[KV]]:
+    """The leading chunks of one prompt that are stored, sound, and quicker to load than to compute.
+
+    `read` collects chunks by key: rows of a batch often begin alike.
+    """
+    keys = form.keys(store, tokens)
+    leases = store.load(keys, len(tokens), nbytes=form.nbytes, chunk=form.tokens)
+    if len(leases) < len(keys):
+        report.declined += (store.longest(keys) - len(leases)) * form.tokens
+    found = []
+    for index, (key, lease) in enumerate(zip(keys, leases, strict=False)):
+        if key not in read:
+            try:
+                read[key] = form.read(lease.data, index)
+            except StoreError:
+                store.set_aside(key)
+                report.unusable += 1
+                break
+            report.entries += 1
+            report.loaded += lease.nbytes
+        found.append(read[key])
+    for lease in leases:
+        lease.release()  # the chunks are views of their bytes, and keep them in place
+    return found

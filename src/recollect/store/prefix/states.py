@@ -18,7 +18,9 @@ from recollect.errors import StoreError
 from recollect.kv import persist
 from recollect.kv.cache import RecollectCache
 from recollect.kv.policy import KVPolicy
-from recollect.store.frames import Buffer, Frame, FrameHeader, pack, unpack
+from recollect.store.admission import Stored
+from recollect.store.frames import Buffer, FrameHeader, pack, unpack
+from recollect.store.prefix.report import PrefixReport
 from recollect.store.store import Store
 
 
@@ -31,6 +33,7 @@ class StateFormat:
         policy: the recipe, without what it costs to run.
         dtype: of exact keys and values.
         chunk: states end at multiples of so many tokens.
+        token_bytes: of a state per token, at most.
         kernel: of the caches read.
     """
 
@@ -38,6 +41,7 @@ class StateFormat:
     policy: KVPolicy
     dtype: torch.dtype
     chunk: int
+    token_bytes: int
     kernel: str = "auto"
 
     @property
@@ -64,19 +68,13 @@ class StateFormat:
         )
         return pack(header, tensors)
 
-    def read(
-        self, store: Store, key: bytes, tokens: int, model: PreTrainedModel
-    ) -> tuple[RecollectCache, Frame] | None:
-        """The cache after `tokens` tokens, or None for a miss.
+    def read(self, data: memoryview, tokens: int, model: PreTrainedModel) -> RecollectCache:
+        """The cache after `tokens` tokens, from its frame.
 
         Raises:
-            StoreError: there is an entry, but it is not what it should be.
+            StoreError: it is not what it should be.
         """
-        lease = store.get(key)
-        if lease is None:
-            return None
-        with lease:
-            frame = unpack(lease.data, model=self.model)
+        frame = unpack(data, model=self.model)
         facts = frame.header.facts
         expected = (tokens, self.codec, persist.SCHEMA, self.policy.to_yaml())
         found = (frame.header.tokens, frame.header.codec, facts.get("schema"), facts.get("policy"))
@@ -93,25 +91,38 @@ class StateFormat:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             cache.close()
             raise StoreError(f"the entry is no state of this model: {error}") from error
-        return cache, frame
+        return cache
 
 
 def find(
-    form: StateFormat, store: Store, tokens: Sequence[int], model: PreTrainedModel
-) -> tuple[RecollectCache, Frame] | int:
-    """The cache of the longest stored prefix, short of the last token; otherwise how many entries
-    proved unusable and were deleted."""
-    unusable = 0
+    form: StateFormat,
+    store: Store,
+    tokens: Sequence[int],
+    model: PreTrainedModel,
+    report: PrefixReport,
+) -> RecollectCache | None:
+    """The cache of the longest stored prefix, short of the last token, if it is worth loading."""
     keys = form.keys(store, tokens[: len(tokens) - 1])
     for index in reversed(range(len(keys))):
-        if not store.contains(keys[index]):
+        key, length = keys[index], (index + 1) * form.chunk
+        tiers = store.locate([key])
+        if not tiers:
             continue
-        try:
-            found = form.read(store, keys[index], (index + 1) * form.chunk, model)
-        except StoreError:
-            store.delete(keys[index])
-            unusable += 1
+        held = Stored(tiers[0], length * form.token_bytes, length)
+        if not store.admission.decide([held], len(tokens)).load:
+            report.declined += length
+            return None
+        lease = store.get(key)
+        if lease is None:  # gone since we looked
             continue
-        if found is not None:
-            return found
-    return unusable
+        with lease:
+            try:
+                cache = form.read(lease.data, length, model)
+            except StoreError:
+                store.set_aside(key)
+                report.unusable += 1
+                continue
+            report.entries += 1
+            report.loaded += lease.nbytes
+            return cache
+    return None
