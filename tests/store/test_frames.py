@@ -220,5 +220,20 @@ def test_shapes_dtypes_and_facts_that_do_not_fit_are_refused():
         pack(HEADER, {"x": torch.zeros(2, dtype=torch.complex64)})
 
 
+@pytest.mark.parametrize("codec", ["dense", "int8", "cachegen-1"])
+@pytest.mark.parametrize(
+    "shape", [[2**40, 8, 8], [-1, 8, 8], [2, 8], [2, True, 8], [2, 9, 8], None]
+)
+def test_claims_of_impossible_shapes_cost_no_memory(codec, shape):
+    header = replace(HEADER, tokens=0)
+    data = packed([(torch.zeros(2, 0, 8), torch.zeros(2, 0, 8))], header, codec)
+    frame = unpack(data)
+    facts = {**frame.header.facts, "shapes": [shape]}
+    sections = {name: frame.section(name) for name in frame.sections}
+    forged = unpack(b"".join(pack(replace(frame.header, facts=facts), sections)))
+    with pytest.raises(StoreError):
+        decode_layer(forged, 0)
+
+
 def test_prefix_is_one_alignment_wide():
     assert PREFIX.size == ALIGN

@@ -53,3 +53,13 @@ def test_whole_stages_may_be_given():
 def test_nonsense_is_refused(spec, arguments, match):
     with pytest.raises(RecipeError, match=match):
         store_plan(spec, **arguments)
+
+
+def test_a_store_follows_its_recipe():
+    from recollect.store.store import Store
+
+    with Store(recipe="lmcache + cachegen(level=2)", chunk=64, host="1MiB", level=3) as store:
+        assert store.plan == StorePlan(Chunks(64), CacheGenFrames(3))
+        assert len(store.chunk_keys("m", range(130))) == 2
+    with pytest.raises(RecipeError, match="no argument 'lvl'"):
+        Store(recipe="cachegen", lvl=3)

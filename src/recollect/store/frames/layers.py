@@ -20,7 +20,9 @@ from recollect.core.codecs import cachegen
 from recollect.core.codecs.affine import PackedKV
 from recollect.errors import StoreError
 from recollect.store.frames.container import DTYPES, Buffer, Frame, pack
-from recollect.store.frames.header import JSON, MOST, FrameHeader
+from recollect.store.frames.header import JSON, FrameHeader
+
+MOST_HEADS = 1 << 16  # per layer, and channels of a head
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Sections = Mapping[str, torch.Tensor | bytes]
@@ -237,7 +239,7 @@ def _stored_shape(header: FrameHeader, layer: int) -> Shape:
     row = shapes[layer] if isinstance(shapes, list) and layer < len(shapes) else None
     if not isinstance(row, list) or len(row) != 3:
         raise StoreError(f"the frame does not say the shape of layer {layer}")
-    if any(type(d) is not int or not 0 <= d <= MOST for d in row):
+    if any(type(d) is not int or not 0 <= d <= MOST_HEADS for d in row):
         raise StoreError(f"the frame claims an impossible shape for layer {layer}: {row}")
     return Shape(*row)  # type: ignore[arg-type]
 
