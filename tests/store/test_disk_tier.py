@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,19 @@ def test_two_tiers_on_one_folder_see_what_the_other_commits(folder, tier):
     assert bytes(lease.data) == BODY
     other.put(KEYS[0], b"new")
     assert read(tier, KEYS[0]) == b"new"
+
+
+@pytest.mark.parametrize("bulk", [0, 64])
+def test_an_entry_that_another_process_replaced_is_read_anew(folder, tier, bulk, monkeypatch):
+    monkeypatch.setattr(disk_module, "BULK", bulk)
+    other = DiskTier(folder, CAPACITY)
+    for number in range(3):
+        tier.put(key(number), BODY)
+    assert read(other, key(1)) == BODY
+    tier.delete(key(1))
+    tier.put(key(1), b"another form")
+    assert read(other, key(1)) == b"another form"
+    assert other.stat() == replace(tier.stat(), hits=2)
 
 
 def test_the_first_of_two_writers_of_one_key_wins(folder, tier):

@@ -96,6 +96,15 @@ def test_views_that_outlive_their_lease_keep_the_bytes(view):
     assert tier.put(key(50), b"c" * 3000)
 
 
+def test_leases_that_ended_leave_nothing_to_be_done():
+    tier = HostTier(1000)
+    tier.put(key(0), b"a")
+    for _ in range(100):
+        tier.get(key(0)).release()
+    assert len(tier._books.later) <= 1
+    assert tier.stat().leases == 0
+
+
 def test_a_released_lease_has_no_data():
     tier = HostTier(1000)
     tier.put(key(0), b"a")

@@ -102,6 +102,7 @@ class Holdings:
 
     def find(self, key: bytes) -> int:
         """The slot of an entry that is ready and alive, or MISSING."""
+        self.settle()
         slot = self.index.find(key)
         if slot != MISSING and self._ttl is not None and self.age(slot) >= self._ttl:
             self._leaving(slot)

@@ -294,9 +294,11 @@ class DiskTier(Tier):
             gone = set(books.index.slots()) - set(slots[final["kind"] == PUT].tolist())
         else:
             gone = set(slots[final["kind"] == DELETE].tolist()) - {MISSING}
-        for slot in gone:
+        same = np.frombuffer(self._checksum, np.uint64)[slots] if len(self._checksum) else slots
+        changed = (final["kind"] == PUT) & (slots != MISSING) & (same != final["checksum"])
+        for slot in gone | set(slots[changed].tolist()):
             books.remove(slot)
-        new = final[(final["kind"] == PUT) & (slots == MISSING)]
+        new = final[(final["kind"] == PUT) & ((slots == MISSING) | changed)]
         ages = np.maximum(self._wall() - new["time"], 0.0)
         names = [self._names.get(number, "") for number in new["namespace"].tolist()]
         made = books.adopt(new["key"], new["nbytes"], ages, new["cost"], names)
