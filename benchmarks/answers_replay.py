@@ -50,12 +50,12 @@ def replay(decision: object, queries: Queries, categories: Sequence[str] | None 
     learns = hasattr(decision, "observe")
     similar = queries.vectors @ queries.vectors.T
     names = np.array(categories) if categories is not None else np.full(len(similar), "")
-    kept: dict[str, list[int]] = {}
+    kept: dict[str, np.ndarray] = {}  # category -> the entries' places in the stream
     same_as: dict[int, int] = {}
     hits = wrong = 0
     for at, row in enumerate(similar):
         answer, name = queries.answer[at], names[at]
-        pool = kept.setdefault(name, [])
+        pool = kept.setdefault(name, np.zeros(0, np.int64))
         near = _nearest(row, pool, same_as, name)
         found = decision.decide(near, Context("", category=name, now=1.0))
         if found.verdict is Verdict.HIT:
@@ -70,24 +70,22 @@ def replay(decision: object, queries: Queries, categories: Sequence[str] | None 
                 continue
         if right:
             same_as[at] = same_as.get(right[0].entry_id, right[0].entry_id)
-        pool.append(at)
+        kept[name] = np.append(pool, at)
     return Outcome(len(similar), hits, wrong)
 
 
 def _nearest(
-    row: np.ndarray, pool: list[int], same_as: dict[int, int], name: str
+    row: np.ndarray, pool: np.ndarray, same_as: dict[int, int], name: str
 ) -> list[Candidate]:
-    if not pool:
+    if not len(pool):
         return []
     values = row[pool]
     few = min(NEIGHBOURS, len(pool))
     best = np.argpartition(-values, few - 1)[:few]
     best = best[np.argsort(-values[best])]
     return [
-        Candidate(
-            pool[at], float(values[at]), name, None, 0.0, 9e9, "", "live", same_as.get(pool[at])
-        )
-        for at in best
+        Candidate(entry, cosine, name, None, 0.0, 9e9, "", "live", same_as.get(entry))
+        for entry, cosine in zip(pool[best].tolist(), values[best].tolist(), strict=True)
     ]
 
 

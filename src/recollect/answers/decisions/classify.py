@@ -37,8 +37,8 @@ class Centroids:
     vectors: np.ndarray
     categories: tuple[str, ...]
     encoder_id: str
-    min_similarity: float = 0.3
-    margin: float = 0.02
+    min_similarity: float = 0.4
+    margin: float = 0.01
     _names: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
