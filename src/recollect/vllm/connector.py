@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -28,12 +28,14 @@ from recollect.vllm.blocks import codec_for
 from recollect.vllm.events import EventBook
 from recollect.vllm.identity import ChunkKeys, fingerprint, hashing
 from recollect.vllm.messages import Orders, Report
-from recollect.vllm.mover import LayerCache, Mover
 from recollect.vllm.planner import Planner, Policy
 from recollect.vllm.presence import Presence
 from recollect.vllm.settings import Settings
 from recollect.vllm.stats import RecollectPrometheus, RecollectStats
 from recollect.vllm.versions import require
+
+if TYPE_CHECKING:
+    from recollect.vllm.mover import Mover
 
 logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -212,6 +214,10 @@ class RecollectConnector(KVConnectorBase_V1):
     # Worker
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        # Not earlier: it imports numba, and vLLM stumbles over numba's modules when it sets up its
+        # kernels in a process that has them.
+        from recollect.vllm.mover import LayerCache, Mover
+
         caches = {}
         for name, cache in kv_caches.items():
             spec = self._specs[name]

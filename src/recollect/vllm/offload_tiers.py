@@ -27,7 +27,6 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.async_lookup import AsyncLookupManager
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
-from recollect.store.frames import FrameHeader, pack, unpack
 from recollect.vllm.identity import checkpoint_digest
 from recollect.vllm.settings import Settings
 
@@ -141,11 +140,15 @@ class StoreTier(SecondaryTierManager):
         self._pending.pop(job.job_id, None)
 
     def _store_chunk(self, key: OffloadKey, chunk: int) -> bool:
+        from recollect.store.frames import FrameHeader, pack  # late: see connector.py
+
         header = FrameHeader(model=self._model, tokens=0, codec="state", facts={"key": key.hex()})
         data = self._primary_kv_view[chunk].cast("B")
         return bool(self.store.put(self.key(key), pack(header, {SECTION: data})))
 
     def _load_chunk(self, key: OffloadKey, chunk: int) -> bool:
+        from recollect.store.frames import unpack
+
         lease = self.store.get(self.key(key))
         if lease is None:
             return False
