@@ -65,6 +65,7 @@ class Core:
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
         self._counts: Counter[str] = Counter()
         self._saved = {"seconds": 0.0, "tokens": 0}
+        self._room: dict[str | None, int] = {}  # writes until entries are counted again
         self._lock = threading.Lock()
         self._turns: OrderedDict[str, int] = OrderedDict()  # conversation -> its last entry
         self._semantic: SemanticTier | None = None

@@ -209,14 +209,24 @@ class Writing(Core):
 
     def _make_room(self, entry: Entry, lifetime: Lifetime, now: float) -> bool:
         """Evict for one more entry: first in its category, where that is at its quota."""
-        quota = int(lifetime.quota * self._capacity)
         if lifetime.quota < 1:
+            quota = int(lifetime.quota * self._capacity)
             if quota < 1:
                 return False
-            over = self._backend.count(entry.category) - quota + 1
-            self._evict(over, entry.category, now)
-        self._evict(self._backend.count() - self._capacity + 1, None, now)
+            self._keep_below(quota, entry.category, now)
+        self._keep_below(self._capacity, None, now)
         return True
+
+    def _keep_below(self, limit: int, category: str | None, now: float) -> None:
+        """Counting is slow in a large store: after a count, as many writes as there was room for
+        go by without one, up to a hundredth of the limit, as other processes write too."""
+        left = self._room.get(category, 0)
+        if left > 0:
+            self._room[category] = left - 1
+            return
+        room = limit - self._backend.count(category)
+        self._evict(1 - room, category, now)
+        self._room[category] = min(max(room - 1, 0), limit // 100)
 
     def _evict(self, count: int, category: str | None, now: float) -> None:
         if count > 0:
