@@ -128,7 +128,8 @@ def usual(path: str, asked: dict[str, Any], number: int) -> dict[str, Any]:
     """An answer that names its number and repeats what was asked."""
     text = f"answer {number} to {last_text(asked)}"
     if path.endswith("/embeddings"):
-        given = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+        given = asked.get("input")
+        given = given if isinstance(given, list) else [given]
         items = [given] if given and isinstance(given[0], int) else given
         data = [
             {"object": "embedding", "index": i, "embedding": [number, 0.10, 1e-7, len(str(item))]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import Any
 
@@ -111,6 +112,10 @@ class Admin:
             fits = isinstance(value, CRITERIA[name])
             if not fits or (isinstance(value, bool) and name != "everything"):
                 raise Refusal(400, f"'{name}' has the wrong type", "invalid_request")
+        if not asked.get("everything", True):
+            raise Refusal(400, "'everything' must be true", "invalid_request")
+        if "key" in asked and not re.fullmatch("[0-9a-f]{64}", asked["key"]):
+            raise Refusal(400, "'key' is no key: 64 hexadecimal digits", "invalid_request")
         if not isinstance(dry_run, bool):
             raise Refusal(400, "'dry_run' must be true or false", "invalid_request")
         answers = self._gateway.cache.answers

@@ -26,6 +26,7 @@ _ERROR = {
 _OBJECT: dict[str, Any] = {"type": "object"}
 _MODEL = {"type": "string", "minLength": 1, "description": "Name of a model of the upstream."}
 _STREAM = {"type": ["boolean", "null"], "description": "Answer with server-sent events."}
+_EVENT = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
 _COUNTS = {"type": "integer", "minimum": 0}
 
 _SUMMARIES = {
@@ -44,17 +45,34 @@ _SUMMARIES = {
 }
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
+_DRY_RUN = {"type": "boolean", "default": True, "description": "Only say what would go."}
 _PURGE = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "key": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "Of one request."},
-        "scope": {"type": "string", "description": "All that this scope id may be served."},
-        "writer": {"type": "string", "description": "All that this caller wrote."},
-        "before": {"type": "number", "description": "Written before, in seconds of the epoch."},
-        "everything": {"type": "boolean", "description": "All there is."},
-        "dry_run": {"type": "boolean", "default": True, "description": "Only say what would go."},
-    },
+    "oneOf": [
+        {
+            "type": "object",
+            "description": "What matches every criterion given.",
+            "additionalProperties": False,
+            "anyOf": [{"required": [name]} for name in ("key", "scope", "writer", "before")],
+            "properties": {
+                "key": {
+                    "type": "string",
+                    "pattern": "^[0-9a-f]{64}$",
+                    "description": "Of one request, as in the audit log.",
+                },
+                "scope": {"type": "string", "description": "All this scope id may be served."},
+                "writer": {"type": "string", "description": "All that this caller wrote."},
+                "before": {"type": "number", "description": "Written before, Unix seconds."},
+                "dry_run": _DRY_RUN,
+            },
+        },
+        {
+            "type": "object",
+            "description": "All there is.",
+            "additionalProperties": False,
+            "required": ["everything"],
+            "properties": {"everything": {"const": True}, "dry_run": _DRY_RUN},
+        },
+    ]
 }
 _PURGED = {
     "type": "object",
@@ -95,7 +113,7 @@ def _content(path: str) -> dict[str, Any]:
     schema = _PURGED if path == "/recollect/purge" else _OBJECT
     content = {"application/json": {"schema": schema}}
     if path in _GENERATING:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return content
 
 
