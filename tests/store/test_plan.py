@@ -1,5 +1,8 @@
 """Recipes of stores: read, composed, changed by arguments, refused in words."""
 
+import subprocess
+import sys
+
 import pytest
 
 from recollect.errors import RecipeError
@@ -63,3 +66,15 @@ def test_a_store_follows_its_recipe():
         assert len(store.chunk_keys("m", range(130))) == 2
     with pytest.raises(RecipeError, match="no argument 'lvl'"):
         Store(recipe="cachegen", lvl=3)
+
+
+def test_recipes_are_listed_where_the_packages_of_the_extra_are_missing():
+    code = (
+        "import sys\n"
+        "for name in ('xxhash', 'redis', 'obstore', 'cryptography', 'prometheus_client'):\n"
+        "    sys.modules[name] = None\n"
+        "from recollect.store.plan import store_plan\n"
+        "print(store_plan('lmcache + cachegen').codec.name)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "cachegen-1", found.stderr
