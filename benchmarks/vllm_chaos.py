@@ -62,8 +62,8 @@ def held(status: Path, seconds: float = 20.0) -> int:
         time.sleep(0.1)
 
 
-def run(model: str, schedules: int, load: str) -> dict[str, Any]:
-    """All schedules on one engine."""
+def run(model: str, schedules: int, load: str, minutes: float) -> dict[str, Any]:
+    """All schedules on one engine, or as many as fit in the time."""
     found: Counter[str] = Counter(schedules=0, same=0, different=0, failed=0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,7 +83,10 @@ def run(model: str, schedules: int, load: str) -> dict[str, Any]:
             max_model_len=1024,
         ).wait()  # fmt: skip
         try:
+            end = time.monotonic() + 60 * minutes
             for seed in track(range(schedules), description="schedules"):
+                if time.monotonic() > end:
+                    break
                 plan, chosen = schedule(seed)
                 control.write_text(json.dumps(plan))
                 before = found["different"]
@@ -116,9 +119,10 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=500)
     parser.add_argument("--model", choices=sorted(MODELS), default="zoo")
     parser.add_argument("--load", choices=("auto", "sync", "async"), default="auto")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after so many")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/vllm_chaos.json")
     arguments = parser.parse_args()
-    result = run(arguments.model, arguments.schedules, arguments.load)
+    result = run(arguments.model, arguments.schedules, arguments.load, arguments.minutes)
     table = Table("what", "count", title=f"{arguments.model}, load {arguments.load}", box=None)
     for name in ("schedules", "same", "different", "failed", "held", "deaths", "cached_tokens"):
         table.add_row(name, str(result[name]))
