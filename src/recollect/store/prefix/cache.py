@@ -220,8 +220,8 @@ class PrefixCache:
         new = prompt.chunks(form.tokens) - prompt.chunks(form.tokens, prefill.columns)
         if new == 0:
             return
-        while self._writing and self._writing[0].done():
-            self._writing.popleft().result()
+        # What failed stays, for `flush` to tell: this request has nothing to do with it.
+        self._writing = deque(x for x in self._writing if not x.done() or x.exception())
         if len(self._writing) >= WAITING:
             self.report.refused += new
             return

@@ -183,7 +183,11 @@ def save(
             first = prompt.padding[row] + index * form.tokens
             span = slice(first, first + form.tokens)
             pairs = [(k[row, :, span], v[row, :, span]) for k, v in layers]
-            buffers = encode_layers(pairs, form.header(index), form.codec)
+            try:
+                buffers = encode_layers(pairs, form.header(index), form.codec)
+            except StoreError:  # values that are not finite, under a lossy codec
+                report.refused += 1
+                continue
             cost = seconds_per_token * form.tokens
             if store.put(key, buffers, cost_seconds=cost, tokens=form.tokens):
                 report.saved += 1

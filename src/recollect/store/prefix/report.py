@@ -19,7 +19,7 @@ class PrefixReport:
         entries, loaded: entries read, and their bytes.
         load_seconds: from the question to the filled cache, on the way to the first token.
         saved, saved_bytes: entries written, and their bytes.
-        refused: entries the store had no room for, or that came faster than they were written.
+        refused: entries the store had no room for, the codec no form, or the writer no time.
         unusable: entries that failed their checks; deleted, and their tokens computed.
         declined: tokens found, but cheaper to compute than to load.
         untouched: calls left to the host, by reason.
