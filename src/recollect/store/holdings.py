@@ -158,17 +158,35 @@ class Holdings:
             namespaces: (N,) whose they are.
         """
         slots = self.index.extend(keys)
-        facts = zip(
-            slots.tolist(), nbytes.tolist(), ages.tolist(), costs.tolist(), namespaces, strict=True
-        )
-        for slot, size, age, cost, namespace in facts:
-            self._enter(slot, size, age, cost, namespace)
+        numbers = np.array([self._of.get(name, 0) for name in namespaces], np.int64)
+        for column, values in (
+            (self.nbytes, nbytes),
+            (self.born, self._clock() - ages),
+            (self._group, numbers),
+        ):
+            np.frombuffer(column, column.typecode)[slots] = values  # the slots are new: no pins
+        used = np.bincount(numbers, nbytes, len(self._groups)).astype(int).tolist()
+        for group, more in zip(self._groups, used, strict=True):
+            group.used += more
+        self.used += sum(used)
+        policies = [group.policy for group in self._groups]
+        facts = (slots, self.index.hashes(slots), nbytes, costs, numbers)
+        for slot, value, size, cost, number in zip(*(f.tolist() for f in facts), strict=True):
+            replacement = policies[number]
+            replacement.admit(slot, value, size, cost, replacement.place(value, size))
         return slots
 
     def adopt_one(self, key: bytes, nbytes: int, age: float, cost: float, namespace: str) -> int:
         """`adopt` for one entry: its slot."""
         slot = self.index.add(key)
-        self._enter(slot, nbytes, age, cost, namespace)
+        number = self._of.get(namespace, 0)
+        group = self._groups[number]
+        self.nbytes[slot], self.born[slot] = nbytes, self._clock() - age
+        self._group[slot], self._pins[slot] = number, 0
+        value = self.index.hash(slot)
+        group.policy.admit(slot, value, nbytes, cost, group.policy.place(value, nbytes))
+        group.used += nbytes
+        self.used += nbytes
         return slot
 
     def cancel(self, claim: Claim) -> None:
@@ -229,16 +247,6 @@ class Holdings:
     def memory(self) -> int:
         """Bytes the books themselves take."""
         return self.index.nbytes() + sum(group.policy.nbytes() for group in self._groups)
-
-    def _enter(self, slot: int, nbytes: int, age: float, cost: float, namespace: str) -> None:
-        number = self._of.get(namespace, 0)
-        group = self._groups[number]
-        self.nbytes[slot], self.born[slot] = nbytes, self._clock() - age
-        self._group[slot], self._pins[slot] = number, 0
-        value = self.index.hash(slot)
-        group.policy.admit(slot, value, nbytes, cost, group.policy.place(value, nbytes))
-        group.used += nbytes
-        self.used += nbytes
 
     def _make_room(self, nbytes: int, group: Group) -> bool:
         if nbytes > group.limit:

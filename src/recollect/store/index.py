@@ -93,6 +93,10 @@ class Index:
         """The 64-bit hash of a slot's key."""
         return self._hashes[slot]
 
+    def hashes(self, slots: np.ndarray) -> np.ndarray:
+        """Hashes (N,) uint64 of the keys of slots (N,)."""
+        return np.frombuffer(self._hashes, np.uint64)[slots]
+
     def live(self, slot: int) -> bool:
         """Whether a slot still has its key."""
         return bool(self._live[slot])

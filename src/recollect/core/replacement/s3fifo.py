@@ -49,9 +49,10 @@ class S3FIFO(Replacement):
         return MAIN if seen or size >= self._limits[SMALL] else SMALL
 
     def admit(self, slot: int, value: int, size: int, cost: float = 1.0, place: int = 0) -> None:
-        self._links.hold(slot)
-        for column in (self._uses, self._home, self._size, self._value):
-            widen(column, slot)
+        if slot >= len(self._uses):
+            self._links.hold(slot)
+            for column in (self._uses, self._home, self._size, self._value):
+                widen(column, slot)
         self._uses[slot], self._size[slot], self._value[slot] = 0, size, value
         self._enter(slot, place)
 
