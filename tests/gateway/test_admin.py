@@ -5,10 +5,12 @@ from __future__ import annotations
 import httpx
 import pytest
 from servers import settle
+from streams import assemble
 from test_front import CHAT, HTTP, post
 
 from recollect.answers import ManualClock
 from recollect.gateway.config import Budget, Key, Price, fingerprint
+from recollect.gateway.protocols import Chat
 
 ADMIN = {"authorization": "Bearer root"}
 KEYS = tuple(
@@ -226,3 +228,34 @@ def test_spans_continue_the_clients_trace_and_reach_the_upstream(start, upstream
     carried = upstream.headers[0]["traceparent"].split("-")
     assert carried[1:3] == [trace, f"{requests[0].context.span_id:016x}"]
     assert not any("why?" in str(span.attributes) for span in spans)
+
+
+def test_the_floor_gives_hits_the_times_of_misses_and_says_nothing(start, upstream):
+    address, gateway = start(floor=True)
+    first = post(address, CHAT)
+    times = [(kind, list(found)) for kind, found in gateway.floor._misses.items()]
+    second = post(address, CHAT)
+    assert first.content == second.content
+    assert upstream.total == 1
+    assert [kind for kind, _ in times] == [("chat", False, "m")]
+    assert not [name for name in second.headers if name.startswith(("x-recollect", "age"))]
+    stream = {**CHAT, "stream": True}
+    bodies = [post(address, stream).content for _ in range(2)]
+    assert upstream.total == 2
+    assert assemble(Chat(), bodies[0]) == assemble(Chat(), bodies[1])
+
+
+def test_similar_requests_hit_where_the_recipe_says_so(start, upstream):
+    address, _ = start(recipe="gptcache", disclose="debug")
+    ask = {"model": "m", "messages": [{"role": "user", "content": "How do I reset my password?"}]}
+    alike = {"model": "m", "messages": [{"role": "user", "content": "How do I reset my password"}]}
+    other = {"model": "m", "messages": [{"role": "user", "content": "What is 7 times 8?"}]}
+    assert kind(post(address, ask)) == "miss"
+    hit = post(address, alike)
+    assert (kind(hit), hit.headers["x-recollect-tier"]) == ("hit", "semantic")
+    assert 0.5 < float(hit.headers["x-recollect-similarity"]) < 1
+    assert kind(post(address, other)) == "miss"
+    assert kind(post(address, alike, key="bob")) == "miss"
+    assert kind(post(address, {**alike, "temperature": 0.1})) == "miss"
+    exact = post(address, {**alike, "temperature": 0.1}, **{"x-recollect-cache": "exact"})
+    assert exact.headers["x-recollect-tier"] == "exact"
