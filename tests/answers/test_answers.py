@@ -573,6 +573,53 @@ def test_admission_refuses_and_shortens(clock):
     assert answers.lookup(ask("red"), scope_id="a").reason == "expired"
 
 
+def ending(reason, **message):
+    return {"choices": [{"finish_reason": reason, "message": {"content": "x", **message}}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "facts", "reason"),
+    [
+        (ending("stop"), {}, ""),
+        (ending("stop"), {"status": 204}, ""),
+        (ending("stop"), {"status": 500}, "status 500"),
+        (ending("stop"), {"status": 304}, "status 304"),
+        (ending("stop"), {"complete": False}, "incomplete"),
+        (ending("stop"), {"personalised": True}, "personal"),
+        ({"error": {"message": "overloaded"}}, {}, "an error"),
+        ({"error": {"message": "overloaded"}}, {"complete": True}, "an error"),
+        (ending("length"), {}, "ended with 'length'"),
+        (ending("content_filter"), {}, "content_filter"),
+        (ending("tool_calls"), {}, "tool_calls"),
+        (ending(None), {}, "ended with None"),
+        (ending("length"), {"complete": True}, ""),
+        (ending("stop", refusal="No."), {}, "refused"),
+        ({"type": "message", "stop_reason": "end_turn", "content": []}, {}, ""),
+        ({"type": "message", "stop_reason": "max_tokens", "content": []}, {}, "max_tokens"),
+        ({"object": "response", "status": "completed", "output": []}, {}, ""),
+        ({"object": "response", "status": "incomplete", "output": []}, {}, "incomplete"),
+        ({"output": [{"content": [{"type": "refusal"}]}]}, {}, "refused"),
+        ({"data": [{"embedding": [1.0]}]}, {}, ""),
+        (ending("stop", content="x" * (1 << 20)), {}, "larger than"),
+    ],
+)
+def test_what_is_no_answer_is_not_stored(document, facts, reason):
+    stored = Answers().store(ask("x"), document, scope_id="a", facts=facts)
+    assert bool(stored) is not bool(reason)
+    assert reason in stored.reason
+
+
+def test_a_caller_may_shorten_a_life(clock):
+    answers = Answers(clock=clock, ttl=60)
+    answers.store(ask("x"), say("x"), scope_id="a", facts={"ttl": 10})
+    answers.store(ask("y"), say("y"), scope_id="a", ttl=20)
+    clock.advance(10)
+    assert [answers.lookup(ask(text), scope_id="a").hit for text in "xy"] == [False, True]
+    clock.advance(10)
+    assert not answers.lookup(ask("y"), scope_id="a").hit
+    assert not answers.store(ask("z"), say("z"), scope_id="a", ttl=0)
+
+
 # Making one -----------------------------------------------------------------------------------
 
 

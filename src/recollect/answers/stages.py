@@ -16,6 +16,7 @@ from recollect.answers.decision import (
     Lifetimes,
     Verifier,
 )
+from recollect.answers.gates import WriteGates
 from recollect.answers.identity import SemanticRules
 from recollect.errors import RecipeError
 
@@ -73,6 +74,8 @@ def build_stages(recipe: Any, arguments: Mapping[str, Any], encoder: Any = None)
     stages = Stages(**{kind: _built(kind, part) for kind, part in parts.items()})
     if stages.encoder is not None:
         stages.index = index.build if index is not None else _growing_index
+    if stages.admission is None:
+        stages.admission = WriteGates()
     if stages.encoder is not None and stages.decision is None:
         raise RecipeError("an encoder needs a recipe that decides, e.g. recipe='category-cache'")
     return stages

@@ -132,8 +132,7 @@ class Writing(Core):
         facts: Mapping[str, Any],
         now: float,
     ) -> Admission:
-        if self._stages.admission is None:
-            return Admission(True)
+        assert self._stages.admission is not None
         write = Write(
             identity=ticket.identity,
             protocol=ticket.protocol,
