@@ -19,6 +19,7 @@ from recollect.answers.learning.calibrate import best_f_threshold
 from recollect.errors import RecipeError
 
 MAX_OBSERVATIONS = 512
+MAX_USERS = 10_000  # the longest idle ones start again
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,15 @@ class ChainDecision:
     def __init__(self, policy: Chain) -> None:
         self.policy = policy
         self._asked: Recent[str] = Recent()
-        self._observed: dict[str, deque[tuple[float, bool]]] = {}
-        self._thresholds: dict[str, float] = {}
+        self._observed: Recent[deque[tuple[float, bool]]] = Recent(MAX_USERS)
+        self._thresholds: Recent[float] = Recent(MAX_USERS)
         self._turn = 0.0
         self._lock = threading.Lock()
 
     def threshold(self, user: str) -> float:
         """The cosine in force for a user."""
-        return self._thresholds.get(user, self.policy.min_similarity)
+        own = self._thresholds.get(user)
+        return self.policy.min_similarity if own is None else own
 
     def decide(self, candidates: Sequence[Candidate], context: Context) -> Decision:
         """HIT on the nearest entry of the same parent; EXPLORE just below the threshold."""
@@ -97,9 +99,10 @@ class ChainDecision:
             user = self._asked.pop((entry_id, similarity))
             if user is None:
                 return
-            observed = self._observed.setdefault(user, deque(maxlen=MAX_OBSERVATIONS))
+            observed = self._observed.get(user) or deque(maxlen=MAX_OBSERVATIONS)
             observed.append((similarity, correct))
-            self._thresholds[user] = self._blended(observed)
+            self._observed.put(user, observed)
+            self._thresholds.put(user, self._blended(observed))
 
     def forget(self, entry_ids: Sequence[int]) -> None:
         """Nothing to do: thresholds belong to users, not to entries."""

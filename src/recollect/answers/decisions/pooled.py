@@ -36,7 +36,9 @@ class Pooled:
 
     The risk of each request is an upper confidence bound; those below a limit are served, and the
     limit is the highest one whose mean risk stays within the budget. Everything else is explored:
-    the model is called, its answer compared, and the paraphrase kept as one more key.
+    the model is called, its answer compared, and the paraphrase kept as one more key. The curve is
+    shared by all whom one cache serves, so who sends most queries shapes it: tenants that do not
+    trust each other need a cache (not a store) each.
 
     Attributes:
         delta: share of wrong answers that is allowed.

@@ -1,4 +1,4 @@
-"""What a decision was asked lately, so that an observation finds its circumstances."""
+"""What a decision remembers of the latest requests or users, within a fixed room."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class Recent(Generic[Value]):
         self._items.move_to_end(key)
         if len(self._items) > self._capacity:
             self._items.popitem(last=False)
+
+    def get(self, key: Hashable) -> Value | None:
+        """What is remembered under the key; None when nothing is."""
+        return self._items.get(key)
 
     def pop(self, key: Hashable) -> Value | None:
         """What was remembered under the key, which is forgotten; None when nothing was."""
