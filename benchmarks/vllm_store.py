@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,7 @@ def copies(layers: int, heads: int, width: int, repeats: int = 40) -> dict[str, 
         started = time.perf_counter()
         mover.save(Orders(saves=[Part(key, ids)]))
         note("save, engine waits", started)
-        while mover._saving:
-            time.sleep(0)
+        wait(list(mover._saving.values()))
         note("save, until readable", started)
         started = time.perf_counter()
         mover.start(Orders(loads=[Load("r", (Part(key, ids),))]))
