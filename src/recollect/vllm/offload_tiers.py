@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm.logger import init_logger
 from vllm.v1.kv_offload.base import (
     LookupResult,
@@ -62,6 +63,8 @@ class StoreTier(SecondaryTierManager):
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         chosen = Settings.read({"host": None, **settings})
         self.store = chosen.open_store(private=True)
+        # A row for each chunk; memoryviews of two dimensions cannot be sliced.
+        self._chunks = np.asarray(primary_kv_view).view(np.uint8)
         self._model = _identity(offloading_spec.config, self.block_size_bytes)
         scope = json.dumps([self._model, chosen.namespace, chosen.salt])
         self._root = hashlib.sha256(scope.encode()).digest()
@@ -143,8 +146,8 @@ class StoreTier(SecondaryTierManager):
         from recollect.store.frames import FrameHeader, pack  # late: see connector.py
 
         header = FrameHeader(model=self._model, tokens=0, codec="state", facts={"key": key.hex()})
-        data = self._primary_kv_view[chunk].cast("B")
-        return bool(self.store.put(self.key(key), pack(header, {SECTION: data})))
+        sections = {SECTION: self._chunks[chunk].data}
+        return bool(self.store.put(self.key(key), pack(header, sections)))
 
     def _load_chunk(self, key: OffloadKey, chunk: int) -> bool:
         from recollect.store.frames import unpack
@@ -157,8 +160,7 @@ class StoreTier(SecondaryTierManager):
             data = frame.view(SECTION)
             if frame.header.facts.get("key") != key.hex() or len(data) != self.block_size_bytes:
                 return False
-            self._primary_kv_view[chunk].cast("B")[:] = data
-            del data, frame
+            self._chunks[chunk] = np.frombuffer(data, np.uint8)
         return True
 
 
