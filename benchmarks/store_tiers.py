@@ -68,7 +68,7 @@ def host(nbytes: int, repeat: int) -> dict[str, float]:
     """Milliseconds of the host tier and of a copy."""
     data = np.random.default_rng(0).integers(0, 256, nbytes, dtype=np.uint8)
     out = np.zeros_like(data)
-    ring = np.zeros((16, nbytes), np.uint8)  # the copy goes round as many places as the tier has
+    ring = np.ones((16, nbytes), np.uint8)  # the copy goes round as many places as the tier has
     tier = HostTier(16 * nbytes)
     keys = [random.randbytes(32) for _ in range(repeat + 32)]
     for key in keys[:32]:  # every page of the arena is warm afterwards
