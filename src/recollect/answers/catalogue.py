@@ -105,6 +105,7 @@ register(
         stages={"decision": Verified()},
         fallback={"encoder": TextEncoder()},
         reported="up to 12.5x more hits and 26x lower error than static thresholds at its bound",
+        status="experimental",  # it keeps its bound, but hits less than a threshold on our streams
     ),
     Recipe(
         name="pooled",
