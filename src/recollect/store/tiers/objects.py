@@ -98,7 +98,7 @@ class ObjectTier(Tier):
             self._store = from_url(url, **options)
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise StoreError(f"cannot open {self._where}: {_first_line(error)}") from error
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # leases may end, and count, in a garbage collection
         self._being_written: set[bytes] = set()
         self._hits = self._misses = self._errors = self._leases = 0
         self._count_every = count_every

@@ -126,7 +126,7 @@ class RedisTier(Tier):
         self._reserve = self._client.register_script(RESERVE)
         self._commit = self._client.register_script(COMMIT)
         self._abort = self._client.register_script(ABORT)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # leases may end, and count, in a garbage collection
         self._hits = self._misses = self._corrupt = self._refused = self._errors = 0
         self._writing = 0
         self._leases = 0

@@ -71,7 +71,7 @@ class RedundantTier(Tier):
             raise StoreError(f"parity needs 2 to 255 members, not {len(members)}")
         self.name = name
         self.members = tuple(members)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # leases may end, and count, in a garbage collection
         self._counts: Counter[str] = Counter()
 
     def reserve(
