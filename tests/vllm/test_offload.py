@@ -34,13 +34,15 @@ def offloading(tiers, **extra):
 
 @pytest.fixture(scope="module")
 def engine(wide_model, tmp_path_factory, redis_url):
-    """Host, disk and Redis. The host tier holds 12 prompts of 512 tokens, half of those below."""
+    """Host, disk and Redis. The host tier holds six prompts of 256 tokens."""
     if not PYTHON.exists():
         pytest.skip(ABSENT)
     tiers = [{"path": str(tmp_path_factory.mktemp("disk"))}, {"remote": redis_url}]
     per_token = 4 * 2 * 8 * 64 * 4  # layers, K and V, heads, width, bytes
-    config = offloading(tiers, cpu_bytes_to_use=12 * 512 * per_token)
-    made = Engine(wide_model, config, environment=ONE_PROCESS, max_model_len=1024)
+    config = offloading(tiers, cpu_bytes_to_use=6 * 256 * per_token)
+    made = Engine(
+        wide_model, config, environment={**ONE_PROCESS, "OMP_NUM_THREADS": "1"}, max_model_len=1024
+    )
     try:
         yield made.wait()
     finally:
@@ -48,16 +50,16 @@ def engine(wide_model, tmp_path_factory, redis_url):
 
 
 def test_hits_from_the_host_tier_and_from_the_tiers_below(engine):
-    prompts = [prompt(n, 512 + 7) for n in range(24)]
-    wanted = [engine.generate([one], tokens=3)[0] for one in prompts]
+    prompts = [prompt(n, 256 + 7) for n in range(12)]
+    wanted = [engine.generate([one], tokens=2)[0] for one in prompts]
     assert not any(answer["cached"] for answer in wanted)
     engine.forget()
     cached = 0
     for one, want in zip(prompts, wanted, strict=True):
-        (answer,) = engine.generate([one], tokens=3)
+        (answer,) = engine.generate([one], tokens=2)
         assert answer["tokens"] == want["tokens"]
         cached += answer["cached"]
-    assert cached > 0.9 * 24 * 512  # twice what the host tier holds
+    assert cached > 0.9 * 12 * 256  # twice what the host tier holds
     counts = engine.metrics()
     assert counts["vllm:kv_offload_load_bytes"] > 0
     assert counts.get("vllm:kv_offload_tiering_promotion_job_failures", 0) == 0
@@ -65,9 +67,9 @@ def test_hits_from_the_host_tier_and_from_the_tiers_below(engine):
 
 def test_salts_share_nothing(engine):
     one = prompt("salted", 300)
-    (first,) = engine.generate([one], tokens=3, salt="a")
+    (first,) = engine.generate([one], tokens=2, salt="a")
     engine.forget()
-    (other,) = engine.generate([one], tokens=3, salt="b")
+    (other,) = engine.generate([one], tokens=2, salt="b")
     assert other["tokens"] == first["tokens"]
     assert other["cached"] == 0
 

@@ -69,7 +69,7 @@ class StoreTier(SecondaryTierManager):
         scope = json.dumps([self._model, chosen.namespace, chosen.salt])
         self._root = hashlib.sha256(scope.encode()).digest()
         self._pool = ThreadPoolExecutor(THREADS, f"recollect-{tier_type}")
-        self._pending: dict[int, Future[None]] = {}
+        self._pending: set[Future[None]] = set()
         self._finished: deque[JobResult] = deque()
         self._loading: dict[int, list[OffloadKey]] = {}
         self._lookups = _Lookups(self)
@@ -112,7 +112,7 @@ class StoreTier(SecondaryTierManager):
         self._lookups.flush()
 
     def drain_jobs(self) -> None:
-        wait(list(self._pending.values()))
+        wait(list(self._pending))
 
     def shutdown(self) -> None:
         self._lookups.shutdown()
@@ -120,7 +120,9 @@ class StoreTier(SecondaryTierManager):
         self.store.close()
 
     def _submit(self, job: TransferJob, move: Any) -> None:
-        self._pending[job.job_id] = self._pool.submit(self._run, job, move)
+        future = self._pool.submit(self._run, job, move)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
 
     def _run(self, job: TransferJob, move: Any) -> None:
         started, done = time.perf_counter(), []
@@ -140,7 +142,6 @@ class StoreTier(SecondaryTierManager):
             len(done) * self.block_size_bytes,
         )
         self._finished.append(result)
-        self._pending.pop(job.job_id, None)
 
     def _store_chunk(self, key: OffloadKey, chunk: int) -> bool:
         from recollect.store.frames import FrameHeader, pack  # late: see connector.py
