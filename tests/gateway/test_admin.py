@@ -246,7 +246,7 @@ def test_the_floor_gives_hits_the_times_of_misses_and_says_nothing(start, upstre
 
 
 def test_similar_requests_hit_where_the_recipe_says_so(start, upstream):
-    address, _ = start(recipe="gptcache", disclose="debug")
+    address, _ = start(recipe="gptcache", arguments={"encoder": "ngram"}, disclose="debug")
     ask = {"model": "m", "messages": [{"role": "user", "content": "How do I reset my password?"}]}
     alike = {"model": "m", "messages": [{"role": "user", "content": "How do I reset my password"}]}
     other = {"model": "m", "messages": [{"role": "user", "content": "What is 7 times 8?"}]}

@@ -217,6 +217,16 @@ def test_answers_expire_at_their_time_however_often_they_are_hit(start, upstream
     assert post(address, CHAT).headers["x-recollect-cache"] == "miss"
 
 
+def test_a_client_may_ask_for_a_shorter_time(start, upstream):
+    clock = ManualClock(1_000_000.0)
+    address, _ = start(clock=clock)
+    post(address, CHAT, **{"x-recollect-ttl": "10"})
+    clock.advance(9)
+    assert post(address, CHAT).headers["x-recollect-cache"] == "hit"
+    clock.advance(1)
+    assert post(address, CHAT).headers["x-recollect-cache"] == "miss"
+
+
 def test_cache_control_is_obeyed(start, upstream):
     clock = ManualClock(1_000_000.0)
     address, _ = start(clock=clock)

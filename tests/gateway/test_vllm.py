@@ -19,7 +19,7 @@ from test_front import anthropic_client, openai_client, post, twice
 from recollect.gateway.protocols import Chat, Messages
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = ROOT / ".venvs/vllm/bin/vllm"
+PYTHON = ROOT / ".venvs/vllm/bin/python"
 MODEL = ROOT / "src/recollect/zoo/models/tiny-llama"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -35,7 +35,7 @@ ASK = [{"role": "user", "content": "def add(a, b):"}]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not COMMAND.exists(), reason="needs vLLM in .venvs/vllm: make vllm"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs vLLM in .venvs/vllm: make vllm"),
 ]
 
 
@@ -50,7 +50,8 @@ def engine(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     arguments = [
-        str(COMMAND), "serve", str(folder), "--host", "127.0.0.1", "--port", port,
+        str(PYTHON), "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(folder), "--host", "127.0.0.1", "--port", port,
         "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager",
         "--block-size", "32", "--max-model-len", "1024",
         "--chat-template", str(folder / "template.jinja"),

@@ -27,6 +27,12 @@ class Cache:
         self._at_once = config.recipe == "exact" and config.store.startswith(_LOCAL)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recollect-answers")
 
+    async def warm(self) -> None:
+        """Load the encoder now rather than at the first request."""
+        if not self._at_once:
+            document = {"model": "warm-up", "messages": [{"role": "user", "content": "warm-up"}]}
+            await self.run(lambda: self.answers.lookup(document, scope_id="recollect:warm-up"))
+
     async def lookup(self, request: Any, **asked: Any) -> Lookup:
         """`Answers.lookup`."""
         if self._at_once:

@@ -135,7 +135,7 @@ class GatewayConfig:
     prices: Mapping[str, Price] = field(default_factory=dict)
     keep: frozenset[str] = frozenset({"stop"})
     max_body: int = 32 << 20
-    max_answer: int = 8 << 20
+    max_answer: int = 1 << 20
     connect_seconds: float = 5.0
     read_seconds: float = 600.0
     disclose: str = "hits"

@@ -70,7 +70,8 @@ class Gateway:
         return self._upstream
 
     async def start(self) -> None:
-        """Open connections and begin the chores."""
+        """Open connections, load the encoder and begin the chores."""
+        await self.cache.warm()
         self._upstream = Upstream(self.config)
         self._chores = [
             asyncio.create_task(self._every(_SAVE_SECONDS, self._save)),
