@@ -224,8 +224,10 @@ def split_embeddings(request: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _one_item(request: Mapping[str, Any]) -> Mapping[str, Any]:
     """`["text"]` asks for the same as `"text"`."""
-    split = split_embeddings(request)
-    return split[0] if len(split) == 1 else request
+    items = request.get("input")
+    if isinstance(items, list) and len(items) == 1 and not isinstance(items[0], int):
+        return {**request, "input": items[0]}
+    return request
 
 
 def _key_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
