@@ -40,6 +40,9 @@ def test_tenants_share_within_and_never_across(start, upstream):
     assert post(address, CHAT, key="sk-mallory").status_code == 401
     assert {h["authorization"] for h in upstream.headers} == {"Bearer sk-provider"}
     assert upstream.total == 2
+    post(address, {**CHAT, "max_tokens": 9}, "/v1/messages", key=None, **{"x-api-key": "sk-bob"})
+    assert upstream.headers[-1]["x-api-key"] == "sk-provider"
+    assert "authorization" not in upstream.headers[-1]
 
 
 def test_keys_of_ours_are_never_shown_to_the_upstream(start, upstream):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 # RFC 9110, 7.6.1: these speak of one connection, not of the message.
 _CONNECTION = frozenset(
@@ -24,12 +24,13 @@ OWN = "x-recollect-"
 Pairs = list[tuple[str, str]]
 
 
-def upwards(headers: Iterable[tuple[str, str]], upstream_key: str, ours: bool) -> Pairs:
+def upwards(headers: Pairs, upstream_key: str, ours: bool) -> Pairs:
     """Headers of a client as the upstream gets them.
 
     Args:
         headers: names in lower case.
-        upstream_key: goes in place of the client's credentials; empty lets them through.
+        upstream_key: goes in place of the client's credentials, in the header that the client
+            used; empty lets them through.
         ours: the client's credentials are a key of ours; without an `upstream_key` they are
             dropped rather than shown to the upstream.
     """
@@ -42,8 +43,10 @@ def upwards(headers: Iterable[tuple[str, str]], upstream_key: str, ours: bool) -
         and name not in hidden
         and not name.startswith(OWN)
     ]
-    if upstream_key:
-        kept += [("authorization", f"Bearer {upstream_key}"), ("x-api-key", upstream_key)]
+    if upstream_key and find(headers, "x-api-key"):
+        kept.append(("x-api-key", upstream_key))
+    elif upstream_key:
+        kept.append(("authorization", f"Bearer {upstream_key}"))
     return kept
 
 
@@ -64,8 +67,3 @@ def of_request(pairs: Iterable[tuple[bytes, bytes]]) -> Pairs:
 def find(headers: Iterable[tuple[str, str]], name: str) -> str:
     """The first value of a header, or an empty string."""
     return next((value for key, value in headers if key.lower() == name), "")
-
-
-def listed(headers: Mapping[str, str]) -> Pairs:
-    """A mapping as pairs."""
-    return list(headers.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -18,6 +19,7 @@ from recollect.gateway.protocols import Protocol
 from recollect.gateway.refusals import Refusal
 
 CACHE = "x-recollect-cache"
+_UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 def reply(status: int, headers: hd.Pairs, body: bytes | AsyncIterator[bytes]) -> Response:
@@ -68,7 +70,7 @@ def disclosed(
         if hit:
             told["x-recollect-similarity"] = f"{lookup.similarity:.4f}"
     # Reasons may quote the request: only what a header can carry.
-    return [(k, v.encode("ascii", "replace").decode().replace("\n", " ")) for k, v in told.items()]
+    return [(name, _UNPRINTABLE.sub("?", value)) for name, value in told.items()]
 
 
 def outcome(

@@ -49,7 +49,7 @@ def split_document(body: bytes, sizes: Sequence[int]) -> list[bytes]:
 
     Raises GatewayError when the document does not hold one vector for each.
     """
-    top = documents.members(documents_text(body))
+    top = documents.members(text_of(body))
     items = [documents.members(item) for item in documents.elements(top.get("data", "null"))]
     order = sorted(range(len(items)), key=lambda i: _index(items[i], i))
     indices = [_index(items[i], i) for i in order]
@@ -66,7 +66,7 @@ def split_document(body: bytes, sizes: Sequence[int]) -> list[bytes]:
 
 def join_documents(parts: Sequence[bytes]) -> bytes:
     """One document of many with one item each, in that order."""
-    tops = [documents.members(documents_text(part)) for part in parts]
+    tops = [documents.members(text_of(part)) for part in parts]
     items = [documents.members(documents.elements(top["data"])[0]) for top in tops]
     usages = [documents.load(top.get("usage", "{}")) for top in tops]
     return join_items(
@@ -98,7 +98,7 @@ def _index(item: Mapping[str, str], position: int) -> int:
     return number(documents.load(item.get("index", str(position))))
 
 
-def documents_text(body: bytes) -> str:
+def text_of(body: bytes) -> str:
     """A document as text, checked to be JSON. Raises GatewayError."""
     documents.load_object(body)
     return body.decode("utf-8")
