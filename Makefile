@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser redis vllm demo test lint format bench peers docs clean
+.PHONY: help setup browser redis postgres vllm demo test lint format bench peers docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,13 +23,16 @@ browser:  ## install headless Chromium for the report's test, where that is poss
 redis:  ## install a Redis server for the store's tests, where that is possible
 	sh scripts/install-redis.sh
 
+postgres:  ## install a PostgreSQL server for the answers' tests, where that is possible
+	sh scripts/install-postgres.sh
+
 vllm:  ## make the environment of vLLM's tests (CPU build), where that is possible
 	$(PYTHON) scripts/make_vllm_env.py --if-possible
 
 demo: setup  ## run the main job on the shipped model: runs/demo/report.html
 	$(BIN)/recollect demo
 
-test: setup browser redis vllm  ## run the tests
+test: setup browser redis postgres vllm  ## run the tests
 	$(BIN)/python -m pytest
 
 lint: setup  ## formatting, lint, types, and who may import whom
@@ -48,6 +51,7 @@ bench: setup  ## our own benchmarks; those against peers need `make peers` first
 peers:  ## virtual environments of the packages we measure ourselves against
 	$(PYTHON) benchmarks/peers/make_env.py kvpress
 	$(PYTHON) benchmarks/peers/make_env.py quantized-cache
+	$(PYTHON) benchmarks/peers/make_env.py gptcache
 	$(PYTHON) scripts/make_vllm_env.py lmcache
 
 docs: setup  ## regenerate the tables in docs/ and README.md

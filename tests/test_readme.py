@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md"]
+PAGES = ["README.md", "docs/store.md", "docs/answers.md"]
 
 
 def blocks(page):
@@ -16,7 +16,7 @@ def blocks(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_blocks_run(page):
     found = blocks(page)
-    assert len(found) >= 5
+    assert len(found) >= (5 if page == "README.md" else 1)
     namespace: dict = {}
     for number, block in enumerate(found, 1):
         try:

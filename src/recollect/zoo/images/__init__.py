@@ -34,4 +34,4 @@ def load(name: str) -> Any:
     """The model of that name, ready for inference."""
     from diffusers import AutoModel
 
-    return AutoModel.from_pretrained(path(name)).eval()
+    return AutoModel.from_pretrained(path(name), low_cpu_mem_usage=False).float().eval()

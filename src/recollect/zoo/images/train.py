@@ -47,7 +47,7 @@ MODELS: dict[str, Callable[[], Any]] = {"tiny-dit": tiny_dit}
 def train(
     name: str,
     out: str | Path,
-    steps: int = 2000,
+    steps: int = 6000,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
