@@ -29,7 +29,7 @@ OURS = ["click", "pyyaml", "rich", "safetensors", "xxhash", "cryptography", "fss
 LMCACHE = "lmcache==0.5.6"
 LMCACHE_NEEDS = [
     "aiofile", "caio", "aiofiles", "awscrt", "nvtx", "opentelemetry-exporter-prometheus",
-    "google-api-core",
+    "google-api-core", "sortedcontainers",
 ]  # fmt: skip
 CHECK = """
 import torch

@@ -116,15 +116,6 @@ def test_preempted_requests_come_back_right(engine, ask):
     ask(prompts, tokens=70)
 
 
-def test_a_reset_of_the_connector_puts_old_entries_out_of_reach(engine, ask):
-    one = prompt("reset", 200)
-    ask([one])
-    assert engine.forget(store=True)
-    assert ask([one])[0]["cached"] == 0
-    engine.forget()
-    assert ask([one])[0]["cached"] == 192
-
-
 def test_what_one_engine_stored_another_finds(engines, ask):
     """Two engines on one store: more than 95% of what could be hit is. (One never saw it.)"""
     prompts = [prompt(("shared", n), 200 + 20 * n) for n in range(8)]
@@ -148,6 +139,16 @@ def test_what_a_producer_announced_and_lost_is_computed(ask):
 @pytest.mark.parametrize("params", [{"recollect_chunks": x} for x in ("2", -1, True, [2], 10**9)])
 def test_nonsense_from_the_client_is_no_error(ask, params):
     ask([prompt("nonsense", 40)], by="second", params=params)
+
+
+def test_a_reset_of_the_connector_puts_old_entries_out_of_reach(engine, ask):
+    """From here on the first engine shares nothing with the second."""
+    one = prompt("reset", 200)
+    ask([one])
+    assert engine.forget(store=True)
+    assert ask([one])[0]["cached"] == 0
+    engine.forget()
+    assert ask([one])[0]["cached"] == 192
 
 
 def test_counters_and_log_line(engine):
