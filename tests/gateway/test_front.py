@@ -39,7 +39,9 @@ def twice(ask):
 
 
 def post(address, document, path="/v1/chat/completions", key="alice", **headers):
-    given = {"authorization": f"Bearer {key}", **headers} if key else headers
+    given = {"content-type": "application/json", **headers}
+    if key:
+        given.setdefault("authorization", f"Bearer {key}")
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     answer = HTTP.post(address + path, content=body, headers=given)
     settle()
