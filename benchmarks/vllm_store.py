@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import platform
 import random
 import statistics
@@ -175,9 +176,10 @@ def lmcache_server(python: Path, port: int) -> subprocess.Popen[bytes]:
     command = [
         *(str(python.with_name("lmcache")), "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--l1-size-gb", "1", "--chunk-size", str(CHUNK), "--supported-transfer-mode", "auto"),
+        *("--eviction-policy", "LRU"),
     ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env={"LMCACHE_TRACK_USAGE": "false", "PATH": ""}, **quiet)
+    return subprocess.Popen(command, env={**os.environ, "LMCACHE_TRACK_USAGE": "false"}, **quiet)
 
 
 def lmcache_connector(port: int) -> dict[str, Any]:
