@@ -41,7 +41,7 @@ def fill(answers, text, reply, **asked):
 
 @pytest.mark.parametrize("recipe", recipes("answers"), ids=lambda recipe: recipe.name)
 def test_every_recipe_serves_the_same_request_again_unless_its_category_forbids(recipe):
-    answers = cache(recipe.name) if recipe.stages else Answers(recipe=recipe.name)
+    answers = cache(recipe.name) if recipe.fallback else Answers(recipe=recipe.name)
     stored = fill(answers, "how do I reset my password", "like this", category="faq")
     assert stored, stored.reason
     again = answers.lookup(ask("how do I reset my password"), scope_id="u", category="faq")

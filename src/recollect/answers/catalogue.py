@@ -15,6 +15,9 @@ from recollect.answers.decisions.pooled import Pooled
 from recollect.answers.decisions.static import Static
 from recollect.answers.decisions.verified import Verified
 from recollect.answers.encoders.base import Encoder, make_encoder
+from recollect.answers.examples.manager import ManagerPolicy
+from recollect.answers.examples.router import RouterPolicy
+from recollect.answers.examples.selector import SelectorPolicy
 from recollect.answers.identity import SemanticRules
 from recollect.recipe import Recipe, register
 
@@ -138,6 +141,11 @@ register(
         area="answers",
         summary="Past answers of a large model become examples in the prompt of a small one; "
         "never served themselves, see recollect.answers.examples.",
+        stages={
+            "selector": SelectorPolicy(),
+            "router": RouterPolicy(),
+            "manager": ManagerPolicy(),
+        },
         reported="1.4-5.9x throughput, latency -28 to -71%, quality kept",
         status="experimental",
     ),

@@ -1,6 +1,7 @@
 """From the name of a recipe to the objects `Answers` asks.
 
-A stage is a frozen dataclass; one that keeps state is built here, once per cache.
+A stage is a frozen dataclass; one that keeps state is built here, once per cache. A verifier that
+compares vectors offers `build_for(encoder)` and shares the cache's encoder.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ KINDS = (
     "admission",
     "rules",
 )
+OF_EXAMPLES = ("selector", "router", "manager")  # asked by examples.InContextCache, not by Answers
 
 
 @dataclass
@@ -63,6 +65,7 @@ def build_stages(recipe: Any, arguments: Mapping[str, Any], encoder: Any = None)
     given = {kind: value for kind, value in arguments.items() if kind in KINDS}
     named = {name: value for name, value in arguments.items() if name not in KINDS}
     parts = {**_recipe_stages(recipe, named), **given}
+    parts = {kind: part for kind, part in parts.items() if kind not in OF_EXAMPLES}
     unknown = [kind for kind in parts if kind not in KINDS]
     if unknown:
         raise RecipeError(f"no stage '{unknown[0]}' in answers; there are: {', '.join(KINDS)}")
@@ -70,8 +73,12 @@ def build_stages(recipe: Any, arguments: Mapping[str, Any], encoder: Any = None)
         parts["encoder"] = encoder
     elif "decision" in parts:
         parts.setdefault("encoder", "ngram")
-    index = parts.pop("index", None)
+    index, verifier = parts.pop("index", None), parts.pop("verifier", None)
     stages = Stages(**{kind: _built(kind, part) for kind, part in parts.items()})
+    if hasattr(verifier, "build_for") and stages.encoder is not None:
+        stages.verifier = verifier.build_for(stages.encoder)
+    elif verifier is not None:
+        stages.verifier = _built("verifier", verifier)
     if stages.encoder is not None:
         stages.index = index.build if index is not None else _growing_index
     if stages.admission is None:
