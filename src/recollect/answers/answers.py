@@ -82,6 +82,11 @@ class Answers(Reading, Writing):
             ids = tuple(sorted(self._delete(ids, self._clock.now(), by="purge")))
         return Purged(ids, dry_run, categories)
 
+    def promote(self, *entry_ids: int, by: str = "operator") -> None:
+        """Take entries out of quarantine by hand; unknown ids are no error."""
+        with self._failing_open("promote"):
+            self._promote(entry_ids, self._clock.now(), by)
+
     def sweep(self) -> int:
         """Remove what has expired; how many. Lookups never serve it, this gives back its room."""
         now = self._clock.now()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recollect.answers.admission import Quarantine
 from recollect.answers.decisions.category import Categories, PerCategory
 from recollect.answers.decisions.chain import Chain
 from recollect.answers.decisions.pooled import Pooled
@@ -19,6 +20,7 @@ from recollect.answers.examples.manager import ManagerPolicy
 from recollect.answers.examples.router import RouterPolicy
 from recollect.answers.examples.selector import SelectorPolicy
 from recollect.answers.identity import SemanticRules
+from recollect.answers.verifiers import Guards
 from recollect.recipe import Recipe, register
 
 
@@ -120,6 +122,27 @@ register(
         "neighbours; a budget of delta wrong answers is spent where it buys most hits.",
         stages={"decision": Pooled()},
         fallback={"encoder": TextEncoder()},
+        reported="no paper; measured in docs/answers.md",
+    ),
+    Recipe(
+        name="guarded",
+        title="Second opinions before a similar question's answer is served",
+        authors="recollect 2026",
+        arxiv="",
+        area="answers",
+        summary="Contrast and window-coverage guards for any recipe that decides, e.g. "
+        "'semantic-router + guarded'.",
+        stages={"verifier": Guards()},
+        reported="no paper; measured in docs/answers.md",
+    ),
+    Recipe(
+        name="quarantine",
+        title="What untrusted users write serves only them until others got the same",
+        authors="recollect 2026",
+        arxiv="",
+        area="answers",
+        summary="Admission for shared scopes, e.g. 'semantic-router + guarded + quarantine'.",
+        stages={"admission": Quarantine()},
         reported="no paper; measured in docs/answers.md",
     ),
     Recipe(
