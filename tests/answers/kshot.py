@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-RULES = [
+RULES = (
     "kestrel",
     "heron",
     "plover",
@@ -24,8 +24,7 @@ RULES = [
     "godwit",
     "whimbrel",
     "lapwing",
-    "turnstone",
-]
+)
 TOLD = re.compile(r"rule (\w+) adds (\d+)")
 ASKED = re.compile(r"apply rule (\w+) and rule (\w+) to (\d+)")
 
@@ -54,7 +53,7 @@ def quality(prompt: str) -> float:
 
 
 def pool(seed: int) -> list[tuple[str, str]]:
-    """Past queries with answers, shuffled: ten that tell a rule and forty look-alikes.
+    """Past queries with answers, shuffled: nine that tell a rule and forty look-alikes.
 
     Of the look-alikes every fourth happens to tell a rule, too.
     """

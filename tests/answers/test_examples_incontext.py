@@ -286,3 +286,14 @@ def test_quality_is_from_zero_to_one():
     examples = cache()
     with pytest.raises(RecipeError):
         examples.observe(examples.prepare(ask(), scope_id="u").used, quality=1.5)
+
+
+def test_feedback_on_examples_is_asked_until_they_are_known_to_help():
+    examples = cache()
+    teach(examples)
+    assert examples.prepare(ask(), scope_id="u").used.wants_feedback
+    for _ in range(40):
+        examples.observe(examples.prepare(ask(), scope_id="u").used, quality=1.0)
+        bare = examples.prepare(ask("something else"), scope_id="nobody").used
+        examples.observe(bare, quality=0.0)
+    assert not examples.prepare(ask(), scope_id="u").used.wants_feedback

@@ -162,7 +162,8 @@ class InContextCache:
             at = self.router.choose(contexts, self._rng) if len(models) > 1 else 0
             model, choice = models[at], choices[at]
             wants_feedback = self.router.is_uncertain(contexts) or (
-                bool(choice.examples) and self.selector.is_uncertain(choice, model.name)
+                bool(choice.examples)
+                and self.selector.is_uncertain(choice, model.name, self.router.policy.ask_above)
             )
         examples = tuple(one.example for one in choice.examples)
         asked = with_examples(request, examples, protocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,3 +61,12 @@ class BayesianLinear:
         self._precision, self._moment = precision, moment
         self.mean = np.linalg.solve(precision, moment)
         self.observations = int(state["observations"])
+
+
+def expected_improvement(gap: float, deviation: float) -> float:
+    """E[max(0, X)] of a Gaussian X of mean -gap: what may be lost by taking the gap for certain."""
+    if deviation == 0 or not math.isfinite(gap):
+        return 0.0
+    z = gap / deviation
+    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return deviation * density - gap * math.erfc(z / math.sqrt(2)) / 2

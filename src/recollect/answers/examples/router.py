@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recollect.answers.examples.linear import BayesianLinear
+from recollect.answers.examples.linear import BayesianLinear, expected_improvement
 from recollect.errors import RecipeError
 
 CONTEXT = 5  # width C of the features of a request for one model
@@ -48,8 +48,8 @@ class RouterPolicy:
         load_threshold: load up to which nothing is added.
         load_price: quality worth one unit of cost at infinite load.
         load_smoothing: share of a new observation in the running mean of the load.
-        ask_above: expected quality lost by not knowing which model is better, above which the
-            user is asked for feedback.
+        ask_above: expected quality lost by not knowing which model is better, or whether
+            examples help, above which the user is asked for feedback.
     """
 
     cost_price: float = 0.0
@@ -115,7 +115,7 @@ class Router:
         deviation = math.hypot(
             *(learned[at].deviation(contexts[at]) for at in (int(second), int(best)))
         )
-        return _expected_improvement(gap, deviation) > self.policy.ask_above
+        return expected_improvement(gap, deviation) > self.policy.ask_above
 
     def observe(self, name: str, context: np.ndarray, quality: float) -> None:
         """The answer of the model called `name` was worth `quality`, in [0, 1]."""
@@ -135,12 +135,3 @@ class Router:
         for name, learned in state["quality"].items():
             if name in self._quality:
                 self._quality[name].restore(learned)
-
-
-def _expected_improvement(gap: float, deviation: float) -> float:
-    """E[max(0, X)] of a Gaussian X of mean -gap."""
-    if deviation == 0 or not math.isfinite(gap):
-        return 0.0
-    z = gap / deviation
-    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return deviation * density - gap * math.erfc(z / math.sqrt(2)) / 2

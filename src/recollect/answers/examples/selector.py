@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recollect.answers.examples.example import Found
-from recollect.answers.examples.linear import BayesianLinear
+from recollect.answers.examples.linear import BayesianLinear, expected_improvement
 from recollect.answers.examples.threshold import THRESHOLDS, UtilityThreshold
 from recollect.errors import RecipeError
 
@@ -63,14 +63,14 @@ class Choice:
         utility: predicted gain in quality of all together.
         tokens: they add.
         features: (F,) of the whole choice, to learn from later.
-        threshold: position in `THRESHOLDS`.
+        threshold: position in `THRESHOLDS`; None where there was nothing to choose from.
     """
 
     examples: tuple[Found, ...]
     utility: float
     tokens: int
     features: np.ndarray = field(repr=False)
-    threshold: int
+    threshold: int | None
 
 
 @dataclass
@@ -124,22 +124,23 @@ class Selector:
             utility=float(sum(gains) + self.policy.token_price * tokens),
             tokens=tokens,
             features=features,
-            threshold=at,
+            threshold=at if found else None,
         )
 
-    def is_uncertain(self, choice: Choice, model: str, above: float = 0.1) -> bool:
-        """Whether the effect of the chosen examples is known worse than by `above`."""
-        effect = choice.features.copy()
+    def is_uncertain(self, choice: Choice, model: str, above: float) -> bool:
+        """Whether the chosen examples may well do harm: at a loss of more than `above` quality."""
+        learned, effect = self._learned(model), choice.features.copy()
         effect[:_REQUEST] = 0
-        return self._learned(model).deviation(effect) > above
+        gain = float(learned.mean @ effect) - self.policy.token_price * choice.tokens
+        return expected_improvement(gain, learned.deviation(effect)) > above
 
     def observe(self, choice: Choice, model: str, quality: float) -> None:
         """A request with these examples got an answer worth `quality`, in [0, 1]."""
         learned = self._learned(model)
         alone = learned.mean[:_REQUEST] @ choice.features[:_REQUEST]
-        self.threshold.observe(
-            choice.threshold, quality - alone - self.policy.token_price * choice.tokens
-        )
+        if choice.threshold is not None:
+            price = self.policy.token_price * choice.tokens
+            self.threshold.observe(choice.threshold, quality - alone - price)
         ids = [one.example.id for one in choice.examples]
         explained = sum(self._record(model, example_id) for example_id in ids)
         surplus = quality - learned.mean @ choice.features
