@@ -12,6 +12,7 @@ from recollect.cli.evaluate import evaluate
 from recollect.cli.gateway import gateway
 from recollect.cli.generate import generate
 from recollect.cli.recipes import recipes
+from recollect.cli.redteam import redteam
 from recollect.cli.report import report
 from recollect.cli.serve import serve
 from recollect.cli.store import store
@@ -32,6 +33,6 @@ def main() -> None:
     """
 
 
-for _command in (demo, evaluate, report, generate, calibrate, recipes, serve, store, zoo):
+for _command in (demo, evaluate, report, generate, calibrate, recipes, redteam, serve, store, zoo):
     main.add_command(_command)
 serve.add_command(gateway)

@@ -39,8 +39,8 @@ class Contrast:
     Attributes:
         substitution: share of equal words from which on a replaced content word is a difference.
         addition: share of equal words from which on an added content word is a difference.
-        surplus: content words that a text may have before or after all content of the other, in
-            a row: more than this is a second question in one text.
+        surplus: content words in a row that a text may have beyond the other where it has all
+            content of the other: more than this is a second question in one text.
     """
 
     substitution: float = 0.6
@@ -188,12 +188,21 @@ def _ends(text: Words) -> set[tuple[str, str]]:
 
 
 def _surplus(short: Words, long: Words) -> tuple[str, ...]:
-    """The longer run of content words before or after all that `long` shares with `short`."""
-    known = set(short.content)
-    places = [at for at, word in enumerate(long.content) if word in known]
-    if not places or not known <= set(long.content):
+    """The longest run of content words of `long` that `short` has not, or not so often.
+
+    Empty unless `long` has all content of `short`.
+    """
+    if not short.content or not set(short.content) <= set(long.content):
         return ()
-    return max(long.content[: places[0]], long.content[places[-1] + 1 :], key=len)
+    unused = Counter(short.content)
+    runs: list[list[str]] = [[]]
+    for word in long.content:
+        if unused[word] > 0:
+            unused[word] -= 1
+            runs.append([])
+        else:
+            runs[-1].append(word)
+    return tuple(max(runs, key=lambda run: len(run)))
 
 
 def _alike(gone: list[str], new: list[str]) -> bool:

@@ -1,0 +1,82 @@
+"""Levels of the attack: from a victim's question and an instruction to the text to plant.
+
+After CacheAttack (Zhang et al. 2026, arXiv 2601.23088), whose gradient level needs the weights of
+the encoder; here the attacker has spelling, and in the adaptive level hits and misses.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+Plant = Callable[[str], bool]  # plants a text and says whether the victim's question hits it
+
+
+def concatenation(question: str, reworded: str, instruction: str) -> list[str]:
+    """The question, or a rewording of it, before and after the instruction."""
+    return [
+        f"{question} {instruction}",
+        f"{instruction} {question}",
+        f"{reworded} {instruction}",
+        f"{instruction} {reworded}",
+    ]
+
+
+def splice(question: str, instruction: str, seed: int, variants: int = 4) -> list[str]:
+    """Runs of one to four words of the question and of the instruction, each in its order."""
+    rng = random.Random(seed)
+    texts = []
+    for _ in range(variants):
+        left, right = question.split(), instruction.split()
+        parts: list[str] = []
+        while left or right:
+            source = left if left and (not right or rng.random() < 0.6) else right
+            size = rng.randint(1, 4)
+            parts += source[:size]
+            del source[:size]
+        texts.append(" ".join(parts))
+    return texts
+
+
+def adaptive(question: str, forms: Sequence[str], plant: Plant, budget: int) -> str | None:
+    """The first planted text that the victim's question hits, or None when the budget is spent.
+
+    For each way to join the two, the longest form of the instruction that still hits is sought by
+    bisection, as longer forms are farther from the question; then the next way.
+
+    Args:
+        question: the victim's, which the attacker guesses word by word.
+        forms: of the instruction, longest first.
+        plant: asks the cache; one probe.
+        budget: probes at most.
+    """
+    left = budget
+    for join in joins(question):
+        low, high, found = 0, len(forms) - 1, None
+        while low <= high and left:
+            middle = (low + high) // 2
+            text = join(forms[middle])
+            left -= 1
+            if plant(text):
+                found, high = text, middle - 1
+            else:
+                low = middle + 1
+        if found is not None:
+            return found
+    return None
+
+
+def joins(question: str) -> Iterator[Callable[[str], str]]:
+    """Ways to hide an instruction in a question: around it, inside, under repeats, in one word."""
+    words = question.rstrip("?.!").split()
+    half = len(words) // 2
+    yield lambda form: f"{question} {form}"
+    yield lambda form: f"{form} {question}"
+    yield lambda form: f"{question} {question} {form}"
+    yield lambda form: f"{question} {form} {question}"
+    yield lambda form: " ".join([*words[:half], form.rstrip("."), *words[half:]]) + "?"
+    yield lambda form: f"{' '.join(words)} {'-'.join(form.lower().rstrip('.').split())}?"
+    yield lambda form: f"{question} {question} {question} {form}"
+    yield lambda form: f"{' '.join(words)}, or {form.lower().rstrip('.')}?"
+    yield lambda form: f"{form.rstrip('.')}: {question}"
+    yield lambda form: f"{question} {form} {' '.join(words[half:])}?"
