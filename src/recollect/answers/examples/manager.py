@@ -124,7 +124,7 @@ class ExampleManager:
         if partition not in self._indices or count == 0:
             return []
         near = self._indices[partition].search(vector, count)
-        held = [self._held[one.entry_id] for one in near]
+        held = [self._held[one.entry_id] for one in near if one.entry_id in self._held]
         return [Found(one.example, one.query_vector, one.response_vector) for one in held]
 
     def used(self, example_ids: Sequence[int], quality: float, cost: float) -> None:
