@@ -3,11 +3,13 @@
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from engine_client import ABSENT, PYTHON
 
+from recollect import zoo
 from recollect.cli import main
 from recollect.errors import HostError
 from recollect.vllm import launch
@@ -17,6 +19,7 @@ from recollect.vllm import launch
 def with_vllm(monkeypatch):
     monkeypatch.setattr(launch, "require", lambda: "0.32.0")
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(launch.importlib.metadata, "version", lambda name: "0.32.0")
 
 
 def run(*arguments):
@@ -34,6 +37,15 @@ def test_the_model_may_follow_serve_directly(with_vllm):
         assert config["kv_connector_extra_config"] == {"path": "/srv/kv", "chunk": 128}
         assert config["kv_load_failure_policy"] == "recompute"
         assert "sha256_cbor" in words
+
+
+def test_builds_of_another_name_serve_through_the_module(with_vllm, monkeypatch):
+    def absent(name):
+        raise launch.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(launch.importlib.metadata, "version", absent)
+    words = shlex.split(run("org/model", "--dry-run").output)
+    assert words[2:5] == ["vllm.entrypoints.openai.api_server", "--model", "org/model"]
 
 
 def test_roles_for_disaggregated_prefill(with_vllm):
@@ -60,13 +72,11 @@ def test_without_vllm_one_line_says_what_to_install(monkeypatch):
     assert "pip install recollect[vllm]" in result.output
 
 
-def test_artefacts_of_recipes_are_not_served_as_weights(tmp_path):
-    for name in ("config.json", "model.safetensors", "gates.safetensors"):
-        (tmp_path / name).write_text(name)
-    copy = launch.weights_only(tmp_path)
-    assert {file.name for file in copy.iterdir()} == {"config.json", "model.safetensors"}
-    (tmp_path / "gates.safetensors").unlink()
-    assert launch.weights_only(tmp_path) == tmp_path
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_model_of_the_zoo_holds_no_other_weights_than_its_own(with_vllm, name):
+    words = shlex.split(run(f"zoo/{name}", "--dry-run").output)
+    folder = Path(words[4])
+    assert [file.name for file in folder.glob("*.safetensors")] == ["model.safetensors"]
 
 
 CONTRACT = """
@@ -141,4 +151,6 @@ def test_every_hook_has_the_signature_vllm_calls():
     assert len(found["hooks"]) >= 20
     assert (found["spec"], found["tier"]) == ("RecollectOffloadingSpec", "StoreTier")
     assert all(name == spec for name, spec in found["policies"].items())
-    assert found["command"][2] == "serve"
+    assert (
+        found["command"][1] == "vllm.entrypoints.openai.api_server"
+    )  # the CPU build has another name

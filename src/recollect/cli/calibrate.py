@@ -13,7 +13,7 @@ from recollect.cli.common import debug_option, err, json_option, load_model, mod
 @click.command()
 @model_options
 @click.option("--out", "path", type=click.Path(path_type=Path), help="File to write.  "
-              "[default: duo-attention.safetensors beside the checkpoint]")  # fmt: skip
+              "[default: recollect/duo-attention.safetensors in the checkpoint]")  # fmt: skip
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(min=1),
               help="Training texts.")  # fmt: skip
 @click.option("--length", default=512, show_default=True, help="Tokens of each text.")

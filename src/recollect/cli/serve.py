@@ -81,7 +81,7 @@ def engine(
     Example:
       recollect serve engine Qwen/Qwen3-0.6B --path /srv/kv --remote redis://kv:6379 --port 8001
     """  # fmt: skip
-    from recollect.vllm.launch import command, weights_only
+    from recollect.vllm.launch import command
 
     extra = {name: value for name, value in chosen.items() if value is not None}
     if "path" in extra:
@@ -89,7 +89,7 @@ def engine(
     if model.startswith("zoo/"):
         from recollect import zoo
 
-        model = str(weights_only(Path(zoo.path(model.removeprefix("zoo/")))))
+        model = zoo.path(model.removeprefix("zoo/"))
     arguments = command(model, extra, role, vllm_arguments)
     if as_json:
         print_json(arguments)

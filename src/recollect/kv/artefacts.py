@@ -15,11 +15,13 @@ from recollect.kv.budgets import HeadClasses
 from recollect.kv.fingerprint import fingerprint
 from recollect.kv.policy import KVPolicy
 
-GATES = "duo-attention.safetensors"  # beside a checkpoint's weights
+# In a folder of their own: engines take every .safetensors beside the weights for weights.
+GATES = "recollect/duo-attention.safetensors"
 
 
 def save_gates(path: str | Path, gates: torch.Tensor, model: str) -> None:
     """Write gates (L, K) of the model with that fingerprint."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file({"gates": gates.contiguous()}, str(path), metadata={"model": model})
 
 

@@ -131,7 +131,8 @@ class HeadClasses(HeadBudget):
     `recollect.kv.calibrate_gates` and saved as safetensors.
 
     Attributes:
-        gates: path of the gates; empty means `duo-attention.safetensors` beside the checkpoint.
+        gates: path of the gates; empty means `recollect/duo-attention.safetensors` in the
+            checkpoint's folder.
         sinks, recent: what streaming heads hold.
         classes: the gates (L, K) themselves, read when a cache is made.
     """

