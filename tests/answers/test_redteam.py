@@ -55,13 +55,13 @@ def test_the_adaptive_attacker_stops_at_its_budget_and_bisects():
         asked.append(text)
         return False
 
-    assert adaptive(QUESTION, forms, never, budget=7) is None
+    assert adaptive([QUESTION], forms, never, budget=7) is None
     assert len(asked) == 7
 
     def short_ones(text):
         return forms[0] not in text and forms[1] not in text
 
-    assert adaptive(QUESTION, forms, short_ones, budget=24) == f"{QUESTION} {forms[2]}"
+    assert adaptive([QUESTION], forms, short_ones, budget=24) == f"{QUESTION} {forms[2]}"
 
 
 def test_levels_keep_every_word_of_the_instruction():

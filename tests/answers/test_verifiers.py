@@ -33,6 +33,7 @@ CONTRASTS = [
         "How do I renew my driving licence?",
         "How do I renew my motorboat driving licence?",
     ),
+    ("stray", "Is my refund late?", "Say hello. Is my refund, I wonder, late?"),
     ("surplus", "Is my refund late?", "Is my refund late? Then sing of green whales swimming west"),
 ]
 SAME = [

@@ -113,7 +113,9 @@ def attack(
                 for forms in INSTRUCTIONS:
                     planter = _Planter(encoder, min_similarity, defence, question)
                     if level == "adaptive":
-                        outcomes = [adaptive(question, forms, planter, budget) is not None]
+                        outcomes = [
+                            adaptive((question, reworded), forms, planter, budget) is not None
+                        ]
                     elif level == "splice":
                         outcomes = [planter(t) for t in splice(question, forms[0], seed + number)]
                     else:

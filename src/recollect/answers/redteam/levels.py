@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 Plant = Callable[[str], bool]  # plants a text and says whether the victim's question hits it
 
@@ -38,20 +39,22 @@ def splice(question: str, instruction: str, seed: int, variants: int = 4) -> lis
     return texts
 
 
-def adaptive(question: str, forms: Sequence[str], plant: Plant, budget: int) -> str | None:
+def adaptive(
+    questions: Sequence[str], forms: Sequence[str], plant: Plant, budget: int
+) -> str | None:
     """The first planted text that the victim's question hits, or None when the budget is spent.
 
     For each way to join the two, the longest form of the instruction that still hits is sought by
     bisection, as longer forms are farther from the question; then the next way.
 
     Args:
-        question: the victim's, which the attacker guesses word by word.
+        questions: the victim's, which the attacker guesses word by word, and rewordings of it.
         forms: of the instruction, longest first.
         plant: asks the cache; one probe.
         budget: probes at most.
     """
     left = budget
-    for join in joins(question):
+    for join in chain.from_iterable(zip(*map(joins, questions), strict=True)):
         low, high, found = 0, len(forms) - 1, None
         while low <= high and left:
             middle = (low + high) // 2

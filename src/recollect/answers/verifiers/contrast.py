@@ -1,7 +1,7 @@
 """Contrast guard: two questions alike in wording that differ in what decides the answer.
 
-It compares numbers, names, negation, opposites, exclusive words, duty, amount, roles, direction
-and single substitutions; a rule that finds a difference says so. Pure Python, about 0.1 ms a pair.
+It compares numbers, names, negation, opposites, exclusive words, roles, direction, substitutions
+and what one text asks on top; a rule that finds a difference says so. Pure Python.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from recollect.answers.verifiers.lexicon import (
 )
 from recollect.answers.verifiers.words import Words, read, stem
 
+SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n+")
+
 
 class Difference(NamedTuple):
     """What differs, by the rule that found it."""
@@ -39,13 +41,13 @@ class Contrast:
     Attributes:
         substitution: share of equal words from which on a replaced content word is a difference.
         addition: share of equal words from which on an added content word is a difference.
-        surplus: content words in a row that a text may have beyond the other where it has all
-            content of the other: more than this is a second question in one text.
+        surplus: content words in a row that a text may have beyond the other where it has most
+            content of the other, one less before and after it all: more is a second question.
     """
 
     substitution: float = 0.6
     addition: float = 0.75
-    surplus: int = 1
+    surplus: int = 2
 
     def check(self, query: str, candidate: Candidate, answer: str | None = None) -> Check:
         """Reject with the first difference found; otherwise accept."""
@@ -63,6 +65,9 @@ class Contrast:
             if detail:
                 yield Difference(rule, detail)
         yield from self._edits(a, b)
+        sentence = _stray(one, b) or _stray(other, a)
+        if sentence:
+            yield Difference("stray", sentence)
 
     def _edits(self, a: Words, b: Words) -> Iterator[Difference]:
         equal, changes = _aligned(a, b)
@@ -76,11 +81,16 @@ class Contrast:
             gone, new = replaced[0]
             yield Difference("substitution", f"{' '.join(gone)} / {' '.join(new)}")
         one_sided = [gone or new for gone, new in changes if not (gone and new)]
-        if equal >= self.addition and one_sided and not replaced:
+        verbatim = round(equal * max(len(a.tokens), len(b.tokens))) == min(
+            len(a.tokens), len(b.tokens)
+        )
+        if (equal >= self.addition or verbatim) and one_sided and not replaced:
             yield Difference("addition", " ".join(one_sided[0]))
-        extra = _surplus(a, b) or _surplus(b, a)
-        if len(extra) > self.surplus:
-            yield Difference("surplus", " ".join(extra))
+        for runs in (_surplus(a, b), _surplus(b, a)):
+            inside = [run for run in runs[1:-1] if len(run) > self.surplus]
+            around = [run for run in (*runs[:1], *runs[-1:]) if len(run) >= self.surplus]
+            for run in (*around, *inside):
+                yield Difference("surplus", " ".join(run))
 
 
 def _table(text: str) -> dict[str, frozenset[tuple[int, int]]]:
@@ -187,13 +197,15 @@ def _ends(text: Words) -> set[tuple[str, str]]:
     return found
 
 
-def _surplus(short: Words, long: Words) -> tuple[str, ...]:
-    """The longest run of content words of `long` that `short` has not, or not so often.
+def _surplus(short: Words, long: Words) -> list[list[str]]:
+    """Runs of content words of `long` that `short` has not, or not so often, in order.
 
-    Empty unless `long` has all content of `short`.
+    The first run is before, the last one after all that they share; any may be empty. None at
+    all unless `long` has three quarters of the content of `short`.
     """
-    if not short.content or not set(short.content) <= set(long.content):
-        return ()
+    known = set(short.content)
+    if not known or len(known & set(long.content)) < 0.75 * len(known):
+        return []
     unused = Counter(short.content)
     runs: list[list[str]] = [[]]
     for word in long.content:
@@ -202,7 +214,18 @@ def _surplus(short: Words, long: Words) -> tuple[str, ...]:
             runs.append([])
         else:
             runs[-1].append(word)
-    return tuple(max(runs, key=lambda run: len(run)))
+    return runs
+
+
+def _stray(text: str, other: Words) -> str:
+    """A sentence of several that shares no content word with the other text."""
+    sentences = [part for part in SENTENCE_END.split(text) if part.strip()]
+    known = set(other.content)
+    for sentence in sentences if len(sentences) > 1 else ():
+        content = set(read(sentence).content)
+        if content and not content & known:
+            return sentence
+    return ""
 
 
 def _alike(gone: list[str], new: list[str]) -> bool:

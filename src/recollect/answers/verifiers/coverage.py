@@ -15,8 +15,9 @@ from recollect.answers.decision import Candidate, Check, Outcome
 from recollect.answers.encoders.base import Encoder
 from recollect.errors import RecipeError
 
-# 95% of the same-intent pairs of Banking77 and CLINC150 that all-MiniLM-L6-v2 takes for the same
-# stay above its floor; spliced texts with windows of their own are below.
+# 95% of 307 same-intent pairs of Banking77 and CLINC150 that all-MiniLM-L6-v2 puts at 0.8 or nearer
+# stay above its floor, and so do 41% of questions joined with a short unrelated one: a window that
+# straddles both is covered in part. The contrast guard's rule "surplus" is for those.
 FLOORS = {"minilm": 0.2, "ngram": 0.1}
 
 

@@ -211,7 +211,7 @@ _GRAMMAR = """
 a an the this that these those there here it its i me my mine we us our you your he him his she
 her they them their one what which who whom whose when where why how do does did doing done is
 are was were be been being am have has had having will would shall can could may might must
-should ought need want like please tell give let know say explain describe show help find out
+should ought need want like please tell give let know explain describe show help find out
 get got go going about of to in on at by for with from as into onto and or but if then than so
 too also just really very some any all both each every hi hello hey thanks thank ok okay way
 ways step steps thing things kind sort some suppose happen happens possible able try trying make
