@@ -74,6 +74,12 @@ def test_a_text_equals_itself_and_the_guard_is_symmetric(one, other):
     assert bool(list(guard.differences(one, other))) == bool(list(guard.differences(other, one)))
 
 
+def test_long_texts_must_be_the_same_word_for_word():
+    long = "The tenant pays the rent on time. " * 100
+    assert Contrast().check(long, stored(long.upper())).outcome is Outcome.ACCEPT
+    assert "too long" in Contrast().check(long, stored(f"{long} Ends.")).reason
+
+
 def coverage(**arguments):
     return Coverage(**arguments).build_for(NgramEncoder())
 
