@@ -47,7 +47,7 @@ MODELS: dict[str, Callable[[], Any]] = {"tiny-dit": tiny_dit}
 def train(
     name: str,
     out: str | Path,
-    steps: int = 6000,
+    steps: int = 14000,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
