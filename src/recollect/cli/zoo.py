@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from recollect.cli.common import counts, debug_option, json_option, load_model, out, print_json
+from recollect.errors import RecipeError
 
 
 @click.group()
@@ -57,19 +58,25 @@ def list_(as_json: bool) -> None:
 )
 @click.option(
     "--minutes",
-    default=60.0,
-    show_default=True,
+    default=None,
     type=click.FloatRange(min=0),
-    help="Time to train for.",
+    help="Time to train a language model for; image models take a fixed number of steps. "
+    "[default: 60]",
 )
 @click.option("--device", default=None, help="[default: a CUDA device if there is one, else cpu]")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and data.")
 @json_option
 @debug_option
 def train(
-    name: str, folder: Path | None, minutes: float, device: str | None, seed: int, as_json: bool
+    name: str,
+    folder: Path | None,
+    minutes: float | None,
+    device: str | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Train a model of the zoo from nothing but the standard library's source.
+    """Train a model of the zoo from nothing: language models from the standard library's source,
+    image models (tiny-dit) from drawn shapes.
 
     \b
     Example:
@@ -78,9 +85,15 @@ def train(
     from recollect.zoo import train as training
 
     folder = folder or Path("runs") / name
-    card = training.train(
-        name, folder, minutes=minutes, device=device, seed=seed, progress=not as_json
-    )
+    shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
+    if name.startswith("tiny-dit"):
+        from recollect.zoo.images import train as images
+
+        if minutes is not None:
+            raise RecipeError("image models train for a fixed number of steps; leave out --minutes")
+        card = images.train(name, folder, **shared)
+    else:
+        card = training.train(name, folder, minutes=60.0 if minutes is None else minutes, **shared)
     print_json(card) if as_json else out.print(f"trained  {folder}", soft_wrap=True)
 
 
