@@ -16,10 +16,11 @@ from recollect.errors import HostError, RecipeError
 from recollect.kv import host
 from recollect.kv.arena import KVArena, Tenant
 from recollect.kv.artefacts import bind
+from recollect.kv.hidden import HiddenTap
 from recollect.kv.layer import KVLayer, LayerPlan
 from recollect.kv.policy import KVPolicy, policy
 from recollect.kv.report import CacheReport, LayerReport
-from recollect.kv.rope import LayerRope, RopeTap
+from recollect.kv.rope import RopeTap
 from recollect.recipe import Composition
 
 KERNELS = ("auto", "host", "ours")
@@ -77,21 +78,28 @@ class RecollectCache(Cache):
         self.model_ref = weakref.ref(model)
         self._own_arena = arena is None
         self.arena = _arena(arena, policy, model)
-        tap = RopeTap(model, host.attention_modules(model)) if "rope" in policy.needs else None
+        taps_needed = bool(policy.needs & {"rope", "hidden"})
+        modules = host.attention_modules(model) if taps_needed else {}
+        if taps_needed and (missing := set(governed) - set(modules)):
+            raise HostError(f"cannot find the attention module of layer {min(missing)}")
+        tap = RopeTap(model, modules) if "rope" in policy.needs else None
+        hidden = HiddenTap(modules) if "hidden" in policy.needs else None
+        taps = [found for found in (tap, hidden) if found is not None]
         try:
             host.attach(model)
         except HostError:
-            if tap is not None:
-                tap.remove()
+            for one in taps:
+                one.remove()
             raise
-        self._release = weakref.finalize(self, _release, self.model_ref, tap)
+        self._release = weakref.finalize(self, _release, self.model_ref, taps)
         tenant = None if self.arena is None else Tenant(self.arena)
         if tenant is not None:
             weakref.finalize(self, tenant.close)
         for rank, index in enumerate(governed):
-            rope = self._rope(tap, index)
+            rope = None if tap is None else tap.layers[index]
+            noted = None if hidden is None else hidden.layers[index]
             layers[index] = KVLayer(
-                LayerPlan(policy, index, rank, len(governed), kernel, rope, tenant)
+                LayerPlan(policy, index, rank, len(governed), kernel, rope, tenant, noted)
             )
         super().__init__(layers=layers)
 
@@ -220,14 +228,6 @@ class RecollectCache(Cache):
             raise HostError("the model of this cache is gone; keep a reference to it")
         return model
 
-    @staticmethod
-    def _rope(tap: RopeTap | None, index: int) -> LayerRope | None:
-        if tap is None:
-            return None
-        if index not in tap.layers:
-            raise HostError(f"cannot find the attention module of layer {index}")
-        return tap.layers[index]
-
 
 def _arena(given: KVArena | None, policy: KVPolicy, model: PreTrainedModel) -> KVArena | None:
     """The arena to store in: the given one, a new one, or none where the policy wants none."""
@@ -243,9 +243,9 @@ def _arena(given: KVArena | None, policy: KVPolicy, model: PreTrainedModel) -> K
     return KVArena(policy.storage, context or 0)
 
 
-def _release(model_ref: weakref.ref[PreTrainedModel], tap: RopeTap | None) -> None:
+def _release(model_ref: weakref.ref[PreTrainedModel], taps: list[RopeTap | HiddenTap]) -> None:
     model = model_ref()
-    if tap is not None:
+    for tap in taps:
         tap.remove()
     if model is not None:
         host.detach(model)

@@ -128,6 +128,7 @@ class Chunk:
         next_position: (B,) position of the token to come in each row.
         rope: rotates and un-rotates this layer's vectors, where the recipe asked for it.
         first: whether these are the first tokens of the sequence.
+        hidden: (B, Q, E) what queries and keys were made from, where the score asked for it.
     """
 
     q: torch.Tensor
@@ -137,6 +138,7 @@ class Chunk:
     next_position: torch.Tensor
     rope: LayerRope | None = None
     first: bool = True
+    hidden: torch.Tensor | None = None
 
     def even(self) -> Chunk:
         """The same pass with equally long heads in every row: where they differ, every KV head
@@ -153,4 +155,5 @@ class Chunk:
             self.next_position.repeat_interleave(heads),
             self.rope,
             self.first,
+            None if self.hidden is None else self.hidden.repeat_interleave(heads, 0),
         )

@@ -104,10 +104,8 @@ def attention_modules(model: PreTrainedModel) -> dict[int, torch.nn.Module]:
     modules: dict[int, torch.nn.Module] = {}
     for name, module in model.named_modules():
         index = getattr(module, "layer_idx", None)
-        if (
-            isinstance(index, int)
-            and "attn" in name.rsplit(".", 1)[-1] + type(module).__name__.lower()
-        ):
+        named = f"{name.rsplit('.', 1)[-1]} {type(module).__name__}".lower()
+        if isinstance(index, int) and ("attn" in named or "attention" in named):
             modules.setdefault(index, module)
     return modules
 

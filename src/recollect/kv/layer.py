@@ -20,6 +20,7 @@ from recollect.kv.arena import Tenant
 from recollect.kv.candidates import Candidates, Chunk, Memory
 from recollect.kv.decide import decide
 from recollect.kv.handle import KVHandle
+from recollect.kv.hidden import LayerHidden
 from recollect.kv.host import HostAttention
 from recollect.kv.policy import KVPolicy
 from recollect.kv.rope import LayerRope
@@ -37,6 +38,7 @@ class LayerPlan:
         kernel: `auto`, `host` or `ours`.
         rope: the layer's rotary embedding, where the policy needs it.
         tenant: the cache's place in an arena, where the policy stores in one.
+        hidden: the layer's hidden states, where the score looks at them.
     """
 
     policy: KVPolicy
@@ -46,6 +48,7 @@ class LayerPlan:
     kernel: str
     rope: LayerRope | None = None
     tenant: Tenant | None = None
+    hidden: LayerHidden | None = None
 
     @property
     def drops(self) -> bool:
@@ -276,6 +279,7 @@ class KVLayer(CacheLayerMixin):
         chunk = Chunk(
             query, candidates, scale, self.memory, self._lengths(candidates), self.plan.rope
         )
+        chunk.hidden = self.plan.hidden.take() if self.plan.hidden else None
         self._observe(chunk)
         self._settle(chunk, self.plan.drops and not self.deferred)
 
@@ -313,8 +317,9 @@ class KVLayer(CacheLayerMixin):
         else:
             candidates = Candidates(*self.slab.aligned())
         next_position = self._lengths(candidates)
+        hidden = self.plan.hidden.take() if self.plan.hidden else None
         return Chunk(
-            query, candidates, scale, self.memory, next_position, self.plan.rope, first=False
+            query, candidates, scale, self.memory, next_position, self.plan.rope, False, hidden
         )
 
     def _lengths(self, candidates: Candidates) -> torch.Tensor:
