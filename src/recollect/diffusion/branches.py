@@ -58,12 +58,12 @@ class Branch:
     failed: bool = False  # uncached until the next trajectory
     active: Any = None  # spans left out at the last step
 
-    def begin(self, call: Call, total: int | None) -> Step:
+    def begin(self, call: Call, remaining: int | None) -> Step:
         """Note a call; everything is forgotten where it begins a trajectory."""
-        step, fresh = self.clock.tick(call.time, total)
+        step, fresh = self.clock.tick(call.time, remaining)
         if not fresh and self._unlike(call.latent):
             self.clock.restart()
-            step, fresh = self.clock.tick(call.time, total)
+            step, fresh = self.clock.tick(call.time, remaining)
         if fresh:
             self.clear()
             self.failed = False

@@ -7,7 +7,7 @@ abandoned request would leave a counter behind. A trajectory begins when time ju
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,8 @@ Scale = Literal["step", "sigma", "logit_sigma"]
 SCALES: tuple[Scale, ...] = ("step", "sigma", "logit_sigma")
 
 _EDGE = 1e-3  # noise levels are kept this far from 0 and 1 in the logit
-_TRAINING_STEPS = 1000.0  # timesteps above 1.5 count training steps
+TRAINING = 1.5
+"""Times above this are timesteps of training, of which there are 1,000; others noise levels."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,18 @@ class Clock:
     vector: torch.Tensor | None = field(default=None, repr=False)
     _trusted: bool = False  # the direction was seen over three steps
 
-    def tick(self, time: Any, total: int | None = None) -> tuple[Step, bool]:
+    def tick(self, time: Any, remaining: int | None = None) -> tuple[Step, bool]:
         """Note a call at this timestep.
 
         Args:
             time: a number, or a tensor with one timestep for all, per sample or per token.
-            total: steps of the trajectory, where the caller knows.
+            remaining: steps to come after this one, where the caller knows.
 
         Returns:
             The step, and whether it begins a new trajectory.
         """
         value, vector = _scalar(time)
-        scale = _TRAINING_STEPS if value > 1.5 or (self.step and self.step.time > 1.5) else 1.0
+        scale = 1000.0 if value > TRAINING or (self.step and self.step.time > TRAINING) else 1.0
         sigma = min(max(value / scale, 0.0), 1.0)
         before = self.step
         fresh = before is None or self._restarts(value, vector, before)
@@ -83,13 +84,10 @@ class Clock:
         if not fresh and before is not None:
             self.direction = 1 if value > before.time else -1
             self._trusted = self._trusted or index >= 2
+        total = None if remaining is None else index + 1 + remaining
         self.step = Step(index, value, sigma, total)
         self.vector = vector
         return self.step, fresh
-
-    def at(self, total: int | None) -> Step | None:
-        """The current step with a known total."""
-        return None if self.step is None else replace(self.step, total=total)
 
     def _restarts(self, value: float, vector: torch.Tensor | None, before: Step) -> bool:
         if value == before.time:

@@ -83,7 +83,7 @@ def record(target: Any, run: Callable[[], Any], site: Site | None = None) -> Pro
     first = records[0].branch
     times = [r.time for r in records if r.branch == first][:count]
     clock = Clock()
-    steps = tuple(clock.tick(time, count)[0] for time in times)
+    steps = tuple(clock.tick(time, count - 1 - i)[0] for i, time in enumerate(times))
     values = tuple(
         tuple(torch.cat(parts) for parts in zip(*(one[i] for one in series), strict=True))
         for i in range(count)

@@ -67,10 +67,11 @@ class Session:
     ) -> Any:
         """One call of the denoiser, under the policy."""
         call = Call.read(self.signature, args, kwargs)
-        total = self.timeline.total(call.time) if self.timeline else None
         name = getattr(self.request, "name", "")
         branch = self.branches.find(call, context, name)
-        step = branch.begin(call, total)
+        timeline = self.timeline
+        remaining = timeline.remaining(call.time, branch.clock) if timeline else None
+        step = branch.begin(call, remaining)
         if branch.failed:
             return forward(*args, **kwargs)
         if self.needs_blocks and not self.order:
