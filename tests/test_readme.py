@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/store.md", "docs/answers.md", "docs/gateway.md", "docs/kv.md"]
+PAGES = ["README.md", "docs/store.md", "docs/answers.md", "docs/gateway.md", "docs/kv.md", "docs/diffusion.md"]
 
 
 def blocks(page):
