@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/store.md", "docs/answers.md", "docs/gateway.md", "docs/kv.md", "docs/diffusion.md"]
+PAGES = [
+    "README.md",
+    "docs/store.md",
+    "docs/answers.md",
+    "docs/gateway.md",
+    "docs/kv.md",
+    "docs/diffusion.md",
+]
 
 
 def blocks(page):
