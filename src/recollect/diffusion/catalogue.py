@@ -31,6 +31,7 @@ register(
         stages={"site": Branch(), "gate": Interval(every=3), "predictor": Reuse()},
         needs=("u-net",),
         reported="Stable Diffusion 1.5, interval 5: 2.3x, CLIP score 0.05 lower",
+        status="experimental",
     ),
     Recipe(
         name="fora",
@@ -41,6 +42,7 @@ register(
         summary="Reuse attention and MLP outputs for some steps, then compute one.",
         stages={"site": Modules(), "gate": Interval(every=3), "predictor": Reuse()},
         reported="DiT-XL/2, 250 steps, interval 3: 2.80x, FID 2.82 against 2.27",
+        status="experimental",
     ),
     Recipe(
         name="taylorseer",
@@ -65,6 +67,7 @@ register(
         fallback={"site": Hidden(), "predictor": Taylor(order=1)},
         needs=("blocks",),
         reported="3.17x FLUX.1-dev, 2.36x DiT-XL, 4.14x Wan2.1 with small loss",
+        status="experimental",
     ),
     Recipe(
         name="easycache",
@@ -77,6 +80,7 @@ register(
         stages={"gate": LatentChange(threshold=0.05, warmup=5, tail=1)},
         fallback={"site": Transform(), "predictor": Reuse()},
         reported="HunyuanVideo 2.21x at PSNR 32.66; Wan2.1-1.3B 2.54x at 25.24",
+        status="experimental",
     ),
     Recipe(
         name="teacache",
@@ -89,6 +93,7 @@ register(
         fallback={"site": Span(), "predictor": Reuse()},
         needs=("blocks",),
         reported="FLUX threshold 0.25/0.4/0.6/0.8: 1.5/1.8/2.0/2.25x",
+        status="experimental",
     ),
     Recipe(
         name="fbcache",
@@ -101,6 +106,7 @@ register(
         fallback={"site": Span(), "predictor": Reuse()},
         needs=("blocks",),
         reported="FLUX.1-dev threshold 0.08: 1.6x",
+        status="experimental",
     ),
     Recipe(
         name="dbcache",
@@ -113,6 +119,7 @@ register(
         fallback={"site": Span(), "predictor": Reuse()},
         needs=("blocks",),
         reported="FLUX.1-dev about 1.5-2x at F8B0, threshold 0.08-0.12",
+        status="experimental",
     ),
     Recipe(
         name="magcache",
@@ -149,6 +156,7 @@ register(
         stages={"gate": Mask(steps=step_mask([8, 3, 3, 2, 1, 1], [1, 2, 2, 2, 3]))},
         fallback={"site": Velocity(), "predictor": Taylor(order=1)},
         reported="presets for 28 steps: 18, 15, 11 or 8 computed",
+        status="experimental",
     ),
     Recipe(
         name="dmd",
