@@ -23,7 +23,7 @@ from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.report import DiffusionReport, report
 from recollect.diffusion.session import Session
-from recollect.diffusion.sites import BlockSite, Branch, Modules, ModuleSite
+from recollect.diffusion.sites import BlockSite, Branch, Modules
 from recollect.errors import HostError
 from recollect.recipe import Composition
 
@@ -109,7 +109,7 @@ class Acceleration:
                 f"no blocks can be recognized in {type(model).__name__}; use a recipe of the whole "
                 "model, e.g. taylorseer or easycache"
             )
-        session = Session(model, self.policy, signature, blocks, timeline)
+        session = Session(model, self.policy, signature, timeline)
         installed = Installed()
         self._installed.append(installed)
         installed.add(model, DenoiserHook(session))
@@ -118,12 +118,11 @@ class Acceleration:
                 installed.add(block.module, BlockHook(session, block))
         if gate.probe == "modulated":
             installed.add(_first_norm(blocks[0].module), NormHook(session))
-        if isinstance(site, ModuleSite):
-            judged = blocks[gate.probe_blocks :]
+        if isinstance(site, Branch | Modules):
             submodules = (
-                find_submodules(judged, site)
-                if isinstance(site, Modules)
-                else find_deep_part(model, site.depth if isinstance(site, Branch) else 0)
+                find_deep_part(model, site.depth)
+                if isinstance(site, Branch)
+                else find_submodules(blocks[gate.probe_blocks :], site)
             )
             if not submodules:
                 raise HostError(
@@ -173,11 +172,8 @@ def accelerated(
     target: Any, spec: str | Composition | DiffusionPolicy = "taylorseer", **arguments: Any
 ) -> Iterator[Acceleration]:
     """`accelerate` for the length of a block."""
-    acceleration = accelerate(target, spec, **arguments)
-    try:
+    with accelerate(target, spec, **arguments) as acceleration:
         yield acceleration
-    finally:
-        acceleration.restore()
 
 
 def denoisers(target: Any) -> dict[str, torch.nn.Module]:

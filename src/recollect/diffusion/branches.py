@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.clock import Clock, Step
+from recollect.diffusion.clock import Clock, Step, scalar
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.host.call import Call
 from recollect.diffusion.predictors import History
@@ -138,7 +138,7 @@ class Branches:
             return branch
 
     def clear(self) -> None:
-        """Forget all branches, but not which way time runs."""
+        """Forget all branches."""
         with self._lock:
             self._known.clear()
 
@@ -152,7 +152,7 @@ class Branches:
 
 
 def same(one: Value, other: Value) -> bool:
-    """Whether two conditionings are equal: the same tensors, or tensors with the same content."""
+    """Whether two values are equal: the same tensors, or tensors with the same content."""
     if len(one) != len(other):
         return False
     pairs = list(zip(one, other, strict=True))
@@ -168,5 +168,4 @@ def _twin(branch: Branch, call: Call) -> bool:
     step, latent = branch.clock.step, branch.latent
     if step is None or latent is None or latent.shape != call.latent.shape:
         return False
-    time = call.time.max() if isinstance(call.time, torch.Tensor) else call.time
-    return float(time) == step.time and torch.equal(latent, call.latent)
+    return scalar(call.time) == step.time and torch.equal(latent, call.latent)

@@ -36,11 +36,6 @@ class Step:
     sigma: float
     total: int | None = None
 
-    @property
-    def last(self) -> bool:
-        """Whether this is known to be the last step."""
-        return self.total is not None and self.index == self.total - 1
-
     def on(self, scale: Scale) -> float:
         """The moment on a clock that predictors extrapolate in."""
         if scale == "step":
@@ -75,7 +70,9 @@ class Clock:
         Returns:
             The step, and whether it begins a new trajectory.
         """
-        value, vector = _scalar(time)
+        value = scalar(time)
+        several = isinstance(time, torch.Tensor) and time.numel() > 1
+        vector = time.detach() if several else None
         scale = 1000.0 if value > TRAINING or (self.step and self.step.time > TRAINING) else 1.0
         sigma = min(max(value / scale, 0.0), 1.0)
         before = self.step
@@ -105,9 +102,6 @@ class Clock:
         self.step = self.vector = None
 
 
-def _scalar(time: Any) -> tuple[float, torch.Tensor | None]:
-    if not isinstance(time, torch.Tensor):
-        return float(time), None
-    if time.numel() == 1:
-        return float(time), None
-    return float(time.max()), time.detach()
+def scalar(time: Any) -> float:
+    """A timestep as one number: the largest, where samples or tokens have their own."""
+    return float(time.max()) if isinstance(time, torch.Tensor) else float(time)

@@ -69,7 +69,9 @@ class Evaluation:
         self.entry: torch.Tensor | None = None
         self.calls: Counter[str] = Counter()
         self.skipped: tuple[Range, ...] = ()
-        self.whole = not isinstance(self.policy.site, BlockSite | ModuleSite)
+        site = self.policy.site
+        self.whole = not isinstance(site, BlockSite | ModuleSite)
+        self.absolute = isinstance(site, BlockSite) and site.absolute
         assert branch.ledger is not None
         self.ledger = branch.ledger
 
@@ -207,8 +209,7 @@ class Evaluation:
         if self.whole:
             return OUTPUT in self.branch.histories
         if spans is not None:
-            absolute = isinstance(self.policy.site, BlockSite) and self.policy.site.absolute
-            needed = spans[-1:] if absolute else spans
+            needed = spans[-1:] if self.absolute else spans
             return bool(spans) and all(_label(span) in self.branch.histories for span in needed)
         return bool(self.branch.histories)
 
@@ -297,12 +298,11 @@ class Evaluation:
         return streams
 
     def _predicts(self, span: Range) -> bool:
-        absolute = isinstance(self.policy.site, BlockSite) and self.policy.site.absolute
-        return not absolute or span == self.skipped[-1]
+        return not self.absolute or span == self.skipped[-1]
 
     def _span_value(self, span: Range, block: Block) -> Value:
         value = self.predict(_label(span))
-        if isinstance(self.policy.site, BlockSite) and self.policy.site.absolute:
+        if self.absolute:
             return value
         start = self.starts[span]
         names = block.streams.values()
@@ -311,14 +311,13 @@ class Evaluation:
     def _observe_spans(
         self, place: int, streams: Streams, rows: torch.Tensor | None = None
     ) -> None:
-        site = self.policy.site
         for span in self.session.spans:
             if span[1] - 1 != place or span not in self.starts:
                 continue
             if rows is None and self.compute is not None and not bool(self.compute.all()):
                 continue  # on a skipped step other spans may have started from a prediction
             start = self.starts.pop(span) if rows is None else self.starts[span]
-            if isinstance(site, BlockSite) and site.absolute:
+            if self.absolute:
                 if span == self.session.spans[-1]:
                     self.observe(_label(span), tuple(streams.values()), rows)
                 continue

@@ -184,8 +184,8 @@ class Mask(Gate):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accumulated(Gate):
-    """Shared rule of gates with a threshold: drift, summed or not, against it.
+class Thresholded(Gate):
+    """Gates that compare a drift with a threshold.
 
     Attributes:
         threshold: drift up to which a step is reused; 0 computes every step.
@@ -197,6 +197,11 @@ class Accumulated(Gate):
         super().__post_init__()
         if not self.threshold >= 0:
             raise RecipeError(f"threshold is 0 or more, not {self.threshold}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulated(Thresholded):
+    """Gates whose drift adds up from step to step until a step is computed."""
 
     def _spend(self, ledger: Ledger, drift: torch.Tensor) -> torch.Tensor:
         ledger.drift = drift = drift.double().cpu()
@@ -242,7 +247,7 @@ class LatentChange(Accumulated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstBlock(Gate):
+class FirstBlock(Thresholded):
     """FBCache and DBCache: how far the residual of the first blocks is from the last computed one.
 
     Attributes:
@@ -259,8 +264,6 @@ class FirstBlock(Gate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.threshold >= 0:
-            raise RecipeError(f"threshold is 0 or more, not {self.threshold}")
         if self.blocks < 1:
             raise RecipeError(f"blocks is 1 or more, not {self.blocks}")
 
@@ -353,7 +356,7 @@ class MagnitudeRatio(Accumulated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastError(Gate):
+class ForecastError(Thresholded):
     """CG-Taylor (arXiv:2508.02240): trust a forecast while that of the first block comes true.
 
     Attributes:
@@ -368,11 +371,6 @@ class ForecastError(Gate):
     first_order: int = 1
 
     probe: ClassVar[Probe] = "output"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.threshold >= 0:
-            raise RecipeError(f"threshold is 0 or more, not {self.threshold}")
 
     def judge(self, step: Step, ledger: Ledger, seen: torch.Tensor) -> torch.Tensor:
         ledger.notes["probe"] = seen

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.branches import Branch, Branches, Record
+from recollect.diffusion.branches import Branch, Branches, Record, same
 from recollect.diffusion.evaluation import Evaluation
 from recollect.diffusion.host.blocks import Block, recognize
 from recollect.diffusion.host.call import Call, Signature
@@ -42,11 +42,10 @@ class Session:
         model: torch.nn.Module,
         policy: DiffusionPolicy,
         signature: Signature,
-        blocks: list[Block],
         timeline: Timeline | None = None,
     ) -> None:
         self.model, self.policy, self.signature = model, policy, signature
-        self.blocks, self.timeline = blocks, timeline
+        self.timeline = timeline
         self.order: list[Block] = []
         self.spans: tuple[Range, ...] = ()
         self.probe = policy.gate.probe_blocks
@@ -58,7 +57,6 @@ class Session:
         self.request = threading.local()
         self._current = threading.local()
         self._last = threading.local()
-        self._checked = False
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -156,18 +154,10 @@ class Session:
         call, branch, compute = getattr(self._last, "evaluation", (None, None, None))
         if call is None or branch is evaluation.branch or call.rows != evaluation.call.rows:
             return None
-        time, now = call.time, evaluation.call.time
-        if isinstance(time, torch.Tensor) != isinstance(now, torch.Tensor):
-            return None
-        if isinstance(time, torch.Tensor):
-            if time.shape != now.shape or not torch.equal(time, now):
-                return None
-        elif time != now:
-            return None
-        x, y = call.latent, evaluation.call.latent
-        if x is y or (x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)):
-            return compute
-        return None
+        together = _same_time(call.time, evaluation.call.time) and same(
+            (call.latent,), (evaluation.call.latent,)
+        )
+        return compute if together else None
 
     # -- bookkeeping -----------------------------------------------------------------------------
 
@@ -203,6 +193,13 @@ class Session:
     def nbytes(self) -> int:
         """Bytes of state held by all branches."""
         return sum(branch.nbytes for branch in self.branches)
+
+
+def _same_time(one: Any, other: Any) -> bool:
+    tensors = [isinstance(time, torch.Tensor) for time in (one, other)]
+    if any(tensors):
+        return all(tensors) and same((one,), (other,))
+    return bool(one == other)
 
 
 class _Survey:

@@ -7,6 +7,7 @@ timestep still enter the result.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,12 +38,13 @@ class Transform(Site):
 
 
 @dataclass(frozen=True)
-class BlockSite(Site):
+class BlockSite(Site, ABC):
     """Some consecutive blocks, in one or several spans."""
 
     absolute: ClassVar[bool] = False
     """Whether the output of a span is held, rather than what it adds."""
 
+    @abstractmethod
     def spans(self, blocks: int, probe: int) -> tuple[Range, ...]:
         """All spans that are observed.
 
@@ -50,7 +52,6 @@ class BlockSite(Site):
             blocks: number of blocks.
             probe: first blocks that run on every step.
         """
-        raise NotImplementedError
 
     def active(self, step: Step, blocks: int, probe: int) -> tuple[Range, ...]:
         """The spans that a skipped step leaves out: all of them, unless the stage decides."""

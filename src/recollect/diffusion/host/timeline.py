@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.clock import TRAINING, Clock
+from recollect.diffusion.clock import TRAINING, Clock, scalar
 
 _NEAR = 0.5  # timesteps (of 1,000) within which a model's time is one of the scheduler's
 
@@ -35,7 +35,7 @@ class Timeline:
         times = getattr(getattr(self.pipe, "scheduler", None), "timesteps", None)
         if not isinstance(times, torch.Tensor) or times.ndim != 1 or not len(times):
             return None
-        value = float(time.max()) if isinstance(time, torch.Tensor) else float(time)
+        value = scalar(time)
         before = None if clock.step is None else clock.step.time
         if value > TRAINING or (before is not None and before > TRAINING):
             candidates = [value]
