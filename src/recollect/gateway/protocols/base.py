@@ -101,6 +101,24 @@ def openai_error(status: int, message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+def openai_usage(document: Mapping[str, Any], given: str, made: str) -> Usage | None:
+    """The usage of a document of OpenAI's.
+
+    Args:
+        document: the document.
+        given, made: what its fields call the two sides, e.g. ``prompt`` and ``completion``.
+    """
+    found = document.get("usage")
+    if not isinstance(found, dict):
+        return None
+    details = found.get(f"{given}_tokens_details")
+    return Usage(
+        number(found.get(f"{given}_tokens")),
+        number(found.get(f"{made}_tokens")),
+        number(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+    )
+
+
 def number(value: Any) -> int:
     """A count in a document of someone else: anything but a whole number counts as 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

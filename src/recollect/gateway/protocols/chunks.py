@@ -17,8 +17,8 @@ from recollect.gateway.protocols.base import (
     Incomplete,
     Protocol,
     Usage,
-    number,
     openai_error,
+    openai_usage,
 )
 from recollect.gateway.sse import Event, write_event
 
@@ -110,15 +110,7 @@ class ChunkProtocol(Protocol):
         return ""
 
     def usage(self, document: Mapping[str, Any]) -> Usage | None:
-        found = document.get("usage")
-        if not isinstance(found, dict):
-            return None
-        details = found.get("prompt_tokens_details")
-        return Usage(
-            number(found.get("prompt_tokens")),
-            number(found.get("completion_tokens")),
-            number(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        )
+        return openai_usage(document, "prompt", "completion")
 
     def error(self, status: int, message: str, code: str) -> dict[str, Any]:
         return openai_error(status, message, code)

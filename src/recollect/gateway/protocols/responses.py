@@ -12,8 +12,8 @@ from recollect.gateway.protocols.base import (
     Incomplete,
     Protocol,
     Usage,
-    number,
     openai_error,
+    openai_usage,
 )
 from recollect.gateway.sse import Event, write_event
 
@@ -70,15 +70,7 @@ class Responses(Protocol):
         return found
 
     def usage(self, document: Mapping[str, Any]) -> Usage | None:
-        found = document.get("usage")
-        if not isinstance(found, dict):
-            return None
-        details = found.get("input_tokens_details")
-        return Usage(
-            number(found.get("input_tokens")),
-            number(found.get("output_tokens")),
-            number(details.get("cached_tokens")) if isinstance(details, dict) else 0,
-        )
+        return openai_usage(document, "input", "output")
 
     def error(self, status: int, message: str, code: str) -> dict[str, Any]:
         return openai_error(status, message, code)
