@@ -297,3 +297,49 @@ def test_feedback_on_examples_is_asked_until_they_are_known_to_help():
         bare = examples.prepare(ask("something else"), scope_id="nobody").used
         examples.observe(bare, quality=0.0)
     assert not examples.prepare(ask(), scope_id="u").used.wants_feedback
+
+
+def test_purging_takes_the_criteria_of_answers():
+    examples = cache()
+    clock = examples._clock
+    for number, (scope_id, user) in enumerate((("acme", "alice"), ("acme", "bob"), ("globex", ""))):
+        used = examples.prepare(ask(f"question {number}"), scope_id=scope_id, user=user).used
+        examples.observe(used, response=ANSWER, verified=True)
+        clock.advance(10)
+    keys = [example.key for example in examples.manager]
+    for criteria, ids in (
+        ({"scope": "acme"}, (1, 2)),
+        ({"writer": "bob"}, (2,)),
+        ({"writer": "globex"}, (3,)),
+        ({"key": keys[0]}, (1,)),
+        ({"before": 1015.0}, (1, 2)),
+        ({"scope": "acme", "writer": "globex"}, ()),
+        ({"everything": True}, (1, 2, 3)),
+    ):
+        assert examples.purge(**criteria) == ids
+        assert len(examples) == 3
+    assert examples.purge(writer="bob", dry_run=False) == (2,)
+    assert not examples.prepare(ask("question 1"), scope_id="acme", show=False).used.examples
+    assert [e.id for e in examples.prepare(ask("question 1"), scope_id="acme").used.examples] == [1]
+    with pytest.raises(RecipeError, match="say what to purge"):
+        examples.purge()
+
+
+def test_a_caller_may_name_the_model_that_must_answer():
+    examples = cache([SMALL, LARGE], cost_price=10.0)
+    assert examples.prepare(ask(), scope_id="u").model == "small"
+    assert examples.prepare(ask(), scope_id="u", model="large").model == "large"
+    with pytest.raises(RecipeError, match="no model 'huge'"):
+        examples.prepare(ask(), scope_id="u", model="huge")
+
+
+def test_scopes_are_hidden_by_a_secret_that_the_file_keeps(tmp_path):
+    examples = cache()
+    teach(examples, scope_id="alice")
+    assert "alice" not in str(examples.manager.state()["examples"][0][0]["partition"])
+    examples.save(tmp_path / "examples.npz")
+    again, given = cache(), cache(secret=b"another")
+    again.load(tmp_path / "examples.npz")
+    given.load(tmp_path / "examples.npz")
+    assert again.prepare(ask(), scope_id="alice").used.examples
+    assert not given.prepare(ask(), scope_id="alice").used.examples

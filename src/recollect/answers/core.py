@@ -13,7 +13,14 @@ from recollect.answers.clock import Clock, SystemClock
 from recollect.answers.decision import Learner, Lifetime
 from recollect.answers.documents import same_answer
 from recollect.answers.entry import Entry
-from recollect.answers.identity import SCOPES, SemanticRules, identify, keyed
+from recollect.answers.identity import (
+    SCOPES,
+    SemanticRules,
+    identify,
+    keyed,
+    scope_digest,
+    writer_digest,
+)
 from recollect.answers.ledger import Ledger
 from recollect.answers.results import Lookup, Stored, Ticket
 from recollect.answers.stages import build_stages
@@ -156,11 +163,10 @@ class Core:
         return self._given_secret
 
     def _scope_key(self, scope_id: str) -> str:
-        names = ("global",) if self._scope == "global" else (self._scope, scope_id)
-        return keyed(self._secret(), *names)
+        return scope_digest(self._secret(), self._scope, scope_id)
 
     def _writer_key(self, user: str) -> str:
-        return keyed(self._secret(), "writer", user)
+        return writer_digest(self._secret(), user)
 
     def _lifetime(self, category: str, load: float) -> Lifetime:
         if self._stages.lifetimes is None:

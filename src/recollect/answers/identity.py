@@ -30,7 +30,9 @@ __all__ = [
     "identify",
     "keyed",
     "parse",
+    "scope_digest",
     "split_embeddings",
+    "writer_digest",
 ]
 
 PROTOCOLS = ("chat", "responses", "embeddings", "completions", "messages")
@@ -214,6 +216,16 @@ def keyed(secret: bytes, *names: str) -> str:
     return hmac.digest(secret, canonical(list(names)), "sha256").hex()
 
 
+def scope_digest(secret: bytes, scope: str, scope_id: str) -> str:
+    """What stands for a scope in the store."""
+    return keyed(secret, "global") if scope == "global" else keyed(secret, scope, scope_id)
+
+
+def writer_digest(secret: bytes, user: str) -> str:
+    """What stands in the store for one who writes."""
+    return keyed(secret, "writer", user)
+
+
 def split_embeddings(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One request per item of an embeddings request, in order: each is cached by itself."""
     items = request.get("input")
@@ -247,9 +259,7 @@ def _scope_key(
     request: Mapping[str, Any], protocol: str, scope: str, scope_id: str, secret: bytes
 ) -> str:
     """Users named inside a body narrow the user scope (after the colon); they never widen it."""
-    if scope == "global":
-        return keyed(secret, "global")
-    outer = keyed(secret, scope, scope_id)
+    outer = scope_digest(secret, scope, scope_id)
     if scope != "user":
         return outer
     if protocol == "messages":

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recollect.answers.backends.base import scope_key
+
 CHARACTERS_PER_TOKEN = 4  # of English under common tokenizers
 
 
@@ -19,6 +21,8 @@ class Example:
         query, response: texts.
         model: that answered.
         created_at: seconds since the epoch.
+        key: of the request it comes from (hex), for a purge.
+        writer: keyed digest of whose request that was.
     """
 
     id: int
@@ -27,6 +31,13 @@ class Example:
     response: str
     model: str
     created_at: float
+    key: str = ""
+    writer: str = ""
+
+    @property
+    def scope_key(self) -> str:
+        """Digest of the scope it belongs to, users named inside requests left aside."""
+        return scope_key(self.partition)
 
     @property
     def size(self) -> int:

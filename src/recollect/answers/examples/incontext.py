@@ -10,73 +10,22 @@ A cached answer is never returned; it is only ever shown to a model (IC-Cache, a
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from recollect.answers.clock import Clock, SystemClock
-from recollect.answers.encoders.base import Encoder, make_encoder
-from recollect.answers.examples import saved
-from recollect.answers.examples.example import Example
-from recollect.answers.examples.manager import ExampleManager
-from recollect.answers.examples.prompt import has_control_tokens, takes_examples, with_examples
-from recollect.answers.examples.router import Model, Router, context_features
-from recollect.answers.examples.selector import Choice, Selector
-from recollect.answers.identity import Partition, RequestIdentity, identify
-from recollect.answers.index.growing import GrowingIndex
+from recollect.answers.examples.example import Example, Found
+from recollect.answers.examples.prompt import takes_examples, with_examples
+from recollect.answers.examples.results import Observed, Prepared, Used
+from recollect.answers.examples.router import context_features
+from recollect.answers.examples.selector import Choice
+from recollect.answers.examples.upkeep import Upkeep, partition_of
+from recollect.answers.identity import RequestIdentity, writer_digest
 from recollect.errors import RecipeError
 
 
-@dataclass(frozen=True)
-class Used:
-    """What one request was prepared with; hand it back to `observe`.
-
-    Attributes:
-        model: the request goes to.
-        examples: shown to it, in the order of the prompt.
-        tokens: estimate of what they add to the prompt.
-        wants_feedback: what is unknown about this request is worth asking the user.
-    """
-
-    model: Model
-    examples: tuple[Example, ...]
-    tokens: int
-    wants_feedback: bool
-    choice: Choice = field(repr=False)
-    context: np.ndarray = field(repr=False)
-    query: str = field(repr=False)
-    partition: tuple[str, ...] = field(repr=False)
-    refusal: str = field(repr=False)
-
-
-class Prepared(NamedTuple):
-    """Where a request goes, as what, and with what."""
-
-    model: str
-    request: Mapping[str, Any]
-    used: Used
-
-
-class Observed(NamedTuple):
-    """The id under which an answer became an example, or why it did not."""
-
-    example_id: int | None
-    reason: str
-
-
-class Maintained(NamedTuple):
-    """Answers made again, those that were better, examples evicted."""
-
-    replayed: int
-    improved: int
-    evicted: int
-
-
-class InContextCache:
+class InContextCache(Upkeep):
     """Selector, router and manager of examples around one set of models. Safe to share by threads.
 
     Arguments:
@@ -84,38 +33,14 @@ class InContextCache:
         recipe: of area ``answers`` with the stages selector, router and manager.
         encoder: an Encoder or the name of one.
         clock: of decay.
-        scope, secret: who shares examples, as in `identify`.
+        scope: who shares examples, as in `identify`.
+        secret: key of the digests that stand for scopes and writers; made up and kept in the file
+            of `save` when None.
         seed: of what the bandits draw.
         **arguments: parameters of the recipe's stages, e.g. ``token_budget=512``.
 
     Raises RecipeError on wrong arguments.
     """
-
-    def __init__(
-        self,
-        models: Sequence[Model],
-        *,
-        recipe: str = "ic-cache",
-        encoder: Encoder | str = "minilm",
-        clock: Clock | None = None,
-        scope: str = "user",
-        secret: bytes = b"",
-        seed: int = 0,
-        **arguments: Any,
-    ) -> None:
-        stages = _stages(recipe, arguments)
-        self._encoder = make_encoder(encoder) if isinstance(encoder, str) else encoder
-        self._clock = clock or SystemClock()
-        self._scope, self._secret = scope, secret
-        self._rng = np.random.default_rng(seed)
-        self._lock = threading.RLock()
-        self.selector = Selector(stages["selector"])
-        self.router = Router(models, stages["router"])
-        self.manager = ExampleManager(
-            stages["manager"],
-            self._clock,
-            lambda: GrowingIndex(self._encoder.dim, self._encoder.encoder_id),
-        )
 
     def prepare(
         self,
@@ -123,7 +48,11 @@ class InContextCache:
         *,
         protocol: str = "chat",
         scope_id: str = "",
+        user: str = "",
+        headers: Mapping[str, str] | None = None,
         load: float | None = None,
+        show: bool = True,
+        model: str | None = None,
     ) -> Prepared:
         """Choose a model and examples for a request.
 
@@ -132,12 +61,19 @@ class InContextCache:
                 the very same object.
             protocol: of the request. Only chat, responses and messages take examples.
             scope_id: who asks, as authenticated. Empty: no examples, except in scope ``global``.
+            user: who asks within the scope; `scope_id` when empty.
+            headers: of the HTTP request, as `Answers.lookup` takes them.
             load: of the expensive machines, 1 is all they can take; None: as before.
+            show: False shows no examples.
+            model: name of the one that must answer; None leaves that to the router.
 
-        Raises RecipeError on an unknown protocol or scope.
+        Raises RecipeError on an unknown protocol, scope or model.
         """
-        identity = self._identify(request, protocol, scope_id)
-        partition = _partition(identity)
+        names = [one.name for one in self.router.models]
+        if model is not None and model not in names:
+            raise RecipeError(f"no model '{model}'; there are: {', '.join(names)}")
+        identity = self._identify(request, protocol, scope_id, headers)
+        partition = partition_of(identity)
         open_to_examples = identity.cacheable and takes_examples(request, protocol)
         vector = np.zeros(self._encoder.dim, np.float32)
         if open_to_examples:
@@ -145,33 +81,29 @@ class InContextCache:
         with self._lock:
             if load is not None:
                 self.router.observe_load(load)
-            count = self.selector.policy.candidates if open_to_examples else 0
+            count = self.selector.policy.candidates if open_to_examples and show else 0
             found = self.manager.find(partition, vector, count)
+            choices = self._choices(identity.query, vector, found)
             similarity = float(found[0].query_vector @ vector) if found else 0.0
-            models = self.router.models
-            choices = [
-                self.selector.choose(
-                    identity.query, vector, () if model.strong else found, model.name, self._rng
-                )
-                for model in models
-            ]
             contexts = [
                 context_features(identity.query, similarity, one.utility, len(one.examples))
                 for one in choices
             ]
-            at = self.router.choose(contexts, self._rng) if len(models) > 1 else 0
-            model, choice = models[at], choices[at]
-            wants_feedback = self.router.is_uncertain(contexts) or (
+            if model is not None:
+                at = names.index(model)
+            else:
+                at = self.router.choose(contexts, self._rng) if len(names) > 1 else 0
+            chosen, choice = self.router.models[at], choices[at]
+            wants_feedback = (model is None and self.router.is_uncertain(contexts)) or (
                 bool(choice.examples)
-                and self.selector.is_uncertain(choice, model.name, self.router.policy.ask_above)
+                and self.selector.is_uncertain(choice, chosen.name, self.router.policy.ask_above)
             )
         examples = tuple(one.example for one in choice.examples)
         asked = with_examples(request, examples, protocol)
-        if len(models) > 1 and request.get("model") != model.name:
-            asked = {**asked, "model": model.name}
-        refusal = _refusal(identity, open_to_examples)
+        if len(names) > 1 and request.get("model") != chosen.name:
+            asked = {**asked, "model": chosen.name}
         used = Used(
-            model=model,
+            model=chosen,
             examples=examples,
             tokens=choice.tokens,
             wants_feedback=wants_feedback,
@@ -179,9 +111,11 @@ class InContextCache:
             context=contexts[at],
             query=identity.query,
             partition=partition,
-            refusal=refusal,
+            key=identity.exact_fp.hex(),
+            writer=writer_digest(self._secret, user or scope_id),
+            refusal=_refusal(identity, open_to_examples),
         )
-        return Prepared(model.name, asked, used)
+        return Prepared(chosen.name, asked, used)
 
     def observe(
         self,
@@ -214,95 +148,30 @@ class InContextCache:
         refusal = self._why_not(used, quality, response, verified)
         if refusal or response is None:
             return Observed(None, refusal)
-        now = self._clock.now()
-        example = Example(0, used.partition, used.query, response, used.model.name, now)
+        example = Example(
+            id=0,
+            partition=used.partition,
+            query=used.query,
+            response=response,
+            model=used.model.name,
+            created_at=self._clock.now(),
+            key=used.key,
+            writer=used.writer,
+        )
         vectors = self._encoder.encode([example.query, example.response])
         with self._lock:
             example_id, gone = self.manager.add(example, vectors[0], vectors[1])
             self.selector.forget(gone)
         return Observed(example_id, "" if example_id else "the query has an example")
 
-    def maintain(
-        self,
-        generate: Callable[[str], str],
-        score: Callable[[str, str], float],
-        *,
-        limit: int = 10,
-    ) -> Maintained:
-        """In idle time: make answers again where that promises most, keep the better; evict.
-
-        Does not replay while the load is above the router's threshold.
-
-        Args:
-            generate: the strong model's answer to a query.
-            score: quality of an answer to a query; the new answer must have a higher one.
-            limit: answers to make, at most.
-        """
-        with self._lock:
-            idle = self.router.load <= self.router.policy.load_threshold
-            due = self.manager.due()[:limit] if idle else []
-        replayed = improved = 0
-        for example in due:
-            answer = generate(example.query)
-            better = None
-            if self._is_fit(example.query, answer) and (
-                score(example.query, answer) > score(example.query, example.response)
-            ):
-                better = replace(example, response=answer, created_at=self._clock.now())
-            vector = self._encoder.encode([answer])[0] if better else None
-            with self._lock:
-                if self.manager.replayed(example.id, better, vector):
-                    replayed += 1
-                    improved += better is not None
-                    if better is not None:
-                        self.selector.forget([example.id])
-        with self._lock:
-            gone = self.manager.evict()
-            self.selector.forget(gone)
-        return Maintained(replayed, improved, len(gone))
-
-    def forget(self, request: Mapping[str, Any], *, protocol: str = "chat", scope_id: str) -> int:
-        """Delete every example that could be shown for this request; returns how many."""
-        partition = _partition(self._identify(request, protocol, scope_id))
-        with self._lock:
-            ids = self.manager.ids(partition)
-            self.manager.remove(ids)
-            self.selector.forget(ids)
-        return len(ids)
-
-    def save(self, path: str | Path) -> None:
-        """Write examples, in plain text, and all that was learned. Raises StoreError."""
-        with self._lock:
-            state = {
-                "encoder_id": self._encoder.encoder_id,
-                "selector": self.selector.state(),
-                "router": self.router.state(),
-                "manager": self.manager.state(),
-                "rng": self._rng.bit_generator.state,
-            }
-            saved.write(path, state, self.manager.vectors(self._encoder.dim))
-
-    def load(self, path: str | Path) -> None:
-        """Go on from a file, in a cache that has no examples yet.
-
-        Raises StoreError when it is missing, damaged, or of another encoder; the cache is then
-        as it was. Raises RecipeError when there are examples already.
-        """
-        with self._lock:
-            if len(self.manager):
-                raise RecipeError("load examples into a new InContextCache")
-            state, vectors = saved.read(path, self._encoder.encoder_id, self._encoder.dim)
-            self.selector.restore(state["selector"])
-            self.router.restore(state["router"])
-            self.manager.restore(state["manager"], vectors)
-            self._rng.bit_generator.state = state["rng"]
-
-    def _identify(
-        self, request: Mapping[str, Any], protocol: str, scope_id: str
-    ) -> RequestIdentity:
-        return identify(
-            request, protocol=protocol, scope=self._scope, scope_id=scope_id, secret=self._secret
-        )
+    def _choices(self, query: str, vector: np.ndarray, found: Sequence[Found]) -> list[Choice]:
+        """Examples for each model; a strong one needs none."""
+        return [
+            self.selector.choose(
+                query, vector, () if model.strong else found, model.name, self._rng
+            )
+            for model in self.router.models
+        ]
 
     def _why_not(
         self, used: Used, quality: float | None, response: str | None, verified: bool
@@ -318,31 +187,6 @@ class InContextCache:
         if not self._is_fit(used.query, response):
             return "too long, empty, or with control tokens of a chat template"
         return ""
-
-    def _is_fit(self, query: str, response: str) -> bool:
-        example = Example(0, (), query, response, "", 0.0)
-        return (
-            bool(query.strip() and response.strip())
-            and example.tokens <= self.selector.policy.token_budget
-            and not has_control_tokens(query + "\n" + response)
-        )
-
-
-def _stages(recipe: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    from recollect.answers import catalogue  # noqa: F401  (fills its part of the registry)
-    from recollect.recipe import compose
-
-    stages = compose(recipe).with_arguments(arguments).stages
-    missing = {"selector", "router", "manager"} - set(stages)
-    if missing:
-        raise RecipeError(f"'{recipe}' has no stage '{min(missing)}'; use or add 'ic-cache'")
-    return stages
-
-
-def _partition(identity: RequestIdentity) -> tuple[str, ...]:
-    """Whose request it is: examples are shared by models and protocols, never by scopes."""
-    partition = Partition(*identity.partition)
-    return tuple(partition._replace(protocol="", wire="", model="", resolved_model=""))
 
 
 def _refusal(identity: RequestIdentity, open_to_examples: bool) -> str:

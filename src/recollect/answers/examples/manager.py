@@ -7,7 +7,7 @@ IC-Cache, arXiv 2501.12689.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -101,6 +101,9 @@ class ExampleManager:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (held.example for held in self._held.values())
 
     @property
     def size(self) -> int:
