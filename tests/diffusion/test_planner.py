@@ -105,8 +105,10 @@ def test_what_cannot_be_planned_is_refused():
     with pytest.raises(RecipeError, match="remembers too many steps"):
         plan(profile([0] * 6), Modes(), 3)
     model = FLUX.build()
-    with pytest.raises(RecipeError, match="planned at"):
-        record(model, lambda: None, Modules())
+    with pytest.raises(RecipeError, match="several values per step"):
+        record(model, lambda: sample(FLUX, model, 3), Modules())
+    with pytest.raises(RecipeError, match="nothing was drawn"):
+        record(model, lambda: None)
 
     def unequal():
         sample(FLUX, model, 4, seed=1)
@@ -114,7 +116,7 @@ def test_what_cannot_be_planned_is_refused():
 
     with pytest.raises(RecipeError, match="record equal ones"):
         record(model, unequal)
-    with pytest.raises(RecipeError, match="several spans"):
+    with pytest.raises(RecipeError, match="several values per step"):
         record(model, lambda: sample(FLUX, model, 3), Span())
 
 

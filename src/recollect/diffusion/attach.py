@@ -132,6 +132,10 @@ class Acceleration:
             session.sites = [sub.name for sub in submodules if not sub.mute]
             for sub in submodules:
                 installed.add(sub.module, SubmoduleHook(session, sub.name, sub.mute))
+        for companion in self.policy.companions:
+            companion.install(model, session, installed)
+        for part in self.policy.parts:
+            part.check(model, tuple(session.sites))
         _ATTACHED[model] = self
         return session
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import functools
+import os
+from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
+
+from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.clock import Step
+from recollect.diffusion.parts import Part
 from recollect.diffusion.values import Value
+from recollect.errors import RecipeError
+
+AFFINE = "affine-correction"
 
 
 @dataclass(frozen=True)
-class Corrector(ABC):
+class Corrector(Part):
     """Corrects what a predictor says, by step and site."""
 
     @abstractmethod
@@ -20,5 +29,80 @@ class Corrector(ABC):
         Args:
             value: predicted tensors (B, …).
             step: the skipped step.
-            site: name of the site, as in reports.
+            site: name of the site, as in reports; `output` for the whole model.
         """
+
+
+@dataclass(frozen=True)
+class Affine(Corrector):
+    """`scale * value + shift` for each channel, step and site.
+
+    Made by `calibration.affine_correction` for one model, schedule and number of steps (DEC of
+    CacheQuant, arXiv:2503.01323; the rectification of ERTACache, arXiv:2508.21091; the variance
+    compensation of Q&C, arXiv:2503.02508, is the same map with another fit).
+
+    Attributes:
+        artefact: path of the coefficients.
+    """
+
+    artefact: str = ""
+
+    def check(self, model: torch.nn.Module, sites: tuple[str, ...]) -> None:
+        _load(self.artefact, _version(self.artefact)).check(model)
+
+    def correct(self, value: Value, step: Step, site: str) -> Value:
+        found = _load(self.artefact, _version(self.artefact))
+        steps = found.settings["steps"]
+        if step.total is not None and step.total != steps:
+            raise RecipeError(
+                f"the correction was made for {steps} steps and the trajectory has {step.total}"
+            )
+        return tuple(
+            _apply(tensor, found, f"{site}/{place}/{step.index}")
+            for place, tensor in enumerate(value)
+        )
+
+
+def _apply(tensor: torch.Tensor, found: Artefact, name: str) -> torch.Tensor:
+    """One tensor, corrected; untouched where calibration saw no such skipped step."""
+    coefficients = found.tensors.get(name)
+    if coefficients is None:
+        return tensor
+    scale, shift = coefficients.to(tensor.device, torch.float32)
+    shape = [1] * tensor.ndim
+    shape[found.settings["axis"]] = -1
+    return (tensor.float() * scale.view(shape) + shift.view(shape)).to(tensor.dtype)
+
+
+def _version(path: str) -> float:
+    """When the file was written: a file written anew is read anew."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: str, version: float) -> Artefact:
+    return Artefact.load(path, AFFINE)
+
+
+def save_affine(
+    path: str,
+    model: torch.nn.Module,
+    coefficients: dict[str, torch.Tensor],
+    steps: int,
+    axis: int,
+) -> Affine:
+    """Write coefficients (2, C) by ``site/place/step`` and return the corrector that reads them.
+
+    Args:
+        path: where to.
+        model: the denoiser they were fitted on.
+        coefficients: scale and shift of every corrected tensor.
+        steps: number of steps of the trajectory.
+        axis: the axis of the channels: 1 for latents (B, C, …), -1 for tokens (B, S, C).
+    """
+    settings = {"steps": steps, "axis": axis}
+    Artefact(AFFINE, fingerprint(model), settings, coefficients).save(path)
+    return Affine(path)

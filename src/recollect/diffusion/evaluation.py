@@ -384,6 +384,8 @@ class Evaluation:
         history = self.branch.histories.setdefault(site, History())
         value = tuple(tensor.detach() for tensor in value)
         self.policy.predictor.observe(history, value, self._moment(), rows)
+        for tap in self.session.taps:
+            tap(self.branch, self.step, site, value)
         self.session.check_limit(self.branch)
 
     def predict(self, site: str) -> Value:

@@ -6,17 +6,21 @@ blocks. It keeps its notes in a `Ledger`, one for each branch of each request.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 
+from recollect.diffusion.artefacts import Artefact
 from recollect.diffusion.clock import Step
+from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import History, Taylor
 from recollect.diffusion.values import mean_abs, per_row, relative_change
-from recollect.errors import RecipeError
+from recollect.errors import HostError, RecipeError
+
+MODULE_MASK = "module-mask"
 
 Probe = Literal["none", "residual", "output", "modulated"]
 """What a gate asks of the first blocks: nothing, their residual, their output, or the modulated
@@ -65,7 +69,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate(ABC):
+class Gate(Part):
     """When to reuse.
 
     Attributes:
@@ -174,13 +178,62 @@ class Mask(Gate):
             raise RecipeError("a mask needs a flag for every step, and the first step is computed")
 
     def judge(self, step: Step, ledger: Ledger, seen: torch.Tensor) -> torch.Tensor:
-        if step.total is not None and step.total != len(self.steps):
-            raise RecipeError(
-                f"the mask has {len(self.steps)} steps and the trajectory {step.total}; "
-                "plan one for this number of steps"
-            )
+        _fits(step, len(self.steps))
         compute = step.index >= len(self.steps) or self.steps[step.index]
         return torch.full((len(ledger.run),), not compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleMask(Gate):
+    """A schedule of its own for every attention and feed-forward module (HarmoniCa, BAC).
+
+    Goes with the site `Modules`, in the order in which it finds them.
+
+    Attributes:
+        steps: for every step a string with one digit per module, ``1`` to compute. Another number
+            of steps is refused where it is known, and computed beyond the end where it is not.
+        artefact: what the schedule was learned with, where it came from a file; its model is
+            checked.
+    """
+
+    steps: tuple[str, ...] = ()
+    artefact: str = ""
+
+    measures: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steps or "0" in self.steps[0]:
+            raise RecipeError("a module mask computes every module on its first step")
+        if len(set(map(len, self.steps))) != 1 or set("".join(self.steps)) - {"0", "1"}:
+            raise RecipeError("a module mask is a string of 0 and 1 per step, all of one length")
+
+    def check(self, model: torch.nn.Module, sites: tuple[str, ...]) -> None:
+        if len(sites) != len(self.steps[0]):
+            raise HostError(
+                f"the mask is for {len(self.steps[0])} modules and {type(model).__name__} has "
+                f"{len(sites)} at this site; learn one for this model"
+            )
+        if self.artefact:
+            Artefact.load(self.artefact, MODULE_MASK).check(model)
+
+    def judge(self, step: Step, ledger: Ledger, seen: torch.Tensor) -> torch.Tensor:
+        _fits(step, len(self.steps))
+        flags = self.site_flags(step)
+        return torch.full((len(ledger.run),), flags is not None and not all(flags))
+
+    def site_flags(self, step: Step) -> tuple[bool, ...] | None:
+        if step.index >= len(self.steps):
+            return None
+        return tuple(digit == "1" for digit in self.steps[step.index])
+
+
+def _fits(step: Step, length: int) -> None:
+    if step.total is not None and step.total != length:
+        raise RecipeError(
+            f"the mask has {length} steps and the trajectory {step.total}; "
+            "plan one for this number of steps"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

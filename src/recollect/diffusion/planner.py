@@ -6,35 +6,17 @@ budget costs many decibels. Planning takes a few recorded generations and no fur
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from recollect.diffusion.attach import accelerated
-from recollect.diffusion.clock import Clock, Step
-from recollect.diffusion.gates import Interval, Mask
+from recollect.diffusion.gates import Mask
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import FoCa, History, Predictor, Reuse, Taylor
-from recollect.diffusion.sites import BlockSite, ModuleSite, Site, Velocity
-from recollect.diffusion.values import Value
+from recollect.diffusion.profiles import Profile, record
 from recollect.errors import RecipeError
 
-
-@dataclass(frozen=True)
-class Profile:
-    """Values of one site over uncached generations.
-
-    Attributes:
-        site: where they were taken.
-        steps: the steps of a generation, in sampling order.
-        values: for every step, the tensors (N, …) of all generations and branches.
-    """
-
-    site: Site
-    steps: tuple[Step, ...]
-    values: tuple[Value, ...]
+__all__ = ["Plan", "Profile", "plan", "planned_error", "record"]
 
 
 @dataclass(frozen=True)
@@ -50,45 +32,6 @@ class Plan:
     policy: DiffusionPolicy
     error: float
     computed: tuple[int, ...]
-
-
-def record(target: Any, run: Callable[[], Any], site: Site | None = None) -> Profile:
-    """Record a site while `run` draws one or more generations with the same number of steps.
-
-    Args:
-        target: pipeline or denoiser.
-        run: draws the calibration samples; nothing of it is reused.
-        site: where to record; the model's output by default.
-
-    Raises:
-        RecipeError: a site with several values per step, or generations of different lengths.
-    """
-    site = site or Velocity()
-    if isinstance(site, ModuleSite):
-        raise RecipeError("a schedule is planned at Velocity, Transform, Hidden or Span")
-    recorder = _Recorder()
-    policy = DiffusionPolicy(site, Interval(every=1), recorder)
-    with accelerated(target, policy) as acceleration:
-        run()
-        records = [record for _, record in acceleration.report().steps]
-    series = recorder.series
-    lengths = {len(one) for one in series}
-    if len(lengths) != 1:
-        raise RecipeError(
-            f"the recorded generations have {sorted(lengths)} steps; record equal ones"
-        )
-    if isinstance(site, BlockSite) and len(records) != sum(map(len, series)):
-        raise RecipeError("this site has several spans; plan at Velocity or Hidden")
-    (count,) = lengths
-    first = records[0].branch
-    times = [r.time for r in records if r.branch == first][:count]
-    clock = Clock()
-    steps = tuple(clock.tick(time, count - 1 - i)[0] for i, time in enumerate(times))
-    values = tuple(
-        tuple(torch.cat(parts) for parts in zip(*(one[i] for one in series), strict=True))
-        for i in range(count)
-    )
-    return Profile(site, steps, values)
 
 
 def plan(profile: Profile, predictor: Predictor, budget: int, warmup: int = 1) -> Plan:
@@ -182,29 +125,6 @@ class _Costs:
     @property
     def _all(self) -> torch.Tensor:
         return torch.ones(len(self.profile.values[0][0]), dtype=torch.bool)
-
-
-@dataclass(frozen=True)
-class _Recorder(Predictor):
-    """Keeps every value; nothing is ever predicted from it."""
-
-    series: list[list[Value]] = field(default_factory=list, repr=False)
-
-    @property
-    def tensors(self) -> int:
-        return 0
-
-    def observe(
-        self, history: History, value: Value, moment: torch.Tensor, rows: torch.Tensor
-    ) -> None:
-        if history.empty:
-            self.series.append([])
-            history.extra["series"] = self.series[-1]
-            history.terms = [value]
-        history.extra["series"].append(tuple(tensor.clone() for tensor in value))
-
-    def predict(self, history: History, moment: torch.Tensor) -> Value:
-        raise AssertionError("a recording computes every step")
 
 
 def _memory(predictor: Predictor) -> int:

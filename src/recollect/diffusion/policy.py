@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from recollect.diffusion import correctors, gates, predictors, sites
+from recollect.diffusion.companions import Companion, known
 from recollect.diffusion.correctors import Corrector
 from recollect.diffusion.gates import Gate, Interval
+from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import Predictor, Reuse
 from recollect.diffusion.sites import Site, Velocity
 from recollect.errors import RecipeError
-from recollect.recipe import Composition, compose, one_line_yaml, read_yaml
+from recollect.recipe import Composition, compose, find, one_line_yaml, read_yaml
 
 BATCHES = ("any", "all", "split")
 _KINDS = {
@@ -36,6 +38,7 @@ class DiffusionPolicy:
         gate: which steps are skipped.
         predictor: how the value of a skipped step is made.
         corrector: what is done to it before use.
+        companions: caches that work beside, each with hooks of its own.
         batch: where samples of a batch disagree: `any` computes all when one needs it, `all`
             computes only when all need it, `split` runs just those that need it.
         limit: most bytes of state per branch; more is refused before the first skipped step.
@@ -45,6 +48,7 @@ class DiffusionPolicy:
     gate: Gate = field(default_factory=Interval)
     predictor: Predictor = field(default_factory=Reuse)
     corrector: Corrector | None = None
+    companions: tuple[Companion, ...] = ()
     batch: str = "any"
     limit: int | None = None
 
@@ -52,23 +56,38 @@ class DiffusionPolicy:
         if self.batch not in BATCHES:
             raise RecipeError(f"batch is one of {', '.join(BATCHES)}, not '{self.batch}'")
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, companions last."""
+        found = (getattr(self, kind) for kind in _KINDS)
+        return (*(part for part in found if part is not None), *self.companions)
+
     def to_yaml(self) -> str:
         """One line of YAML that `from_yaml` reads back to an equal policy."""
         out: dict[str, Any] = {"batch": self.batch, "limit": self.limit}
         for kind in _KINDS:
             if (part := getattr(self, kind)) is not None:
-                values = {f.name: _plain(getattr(part, f.name)) for f in fields(part) if f.repr}
-                out[kind] = {type(part).__name__: values}
+                out[kind] = _write_part(part)
+        if self.companions:
+            out["companions"] = [_write_part(part) for part in self.companions]
         return one_line_yaml(out)
 
     @classmethod
     def from_yaml(cls, text: str) -> DiffusionPolicy:
         """Read a line written by `to_yaml`. Raises RecipeError on anything else."""
         given = read_yaml(text)
-        unknown = set(given) - set(_KINDS) - {"batch", "limit"}
+        unknown = set(given) - set(_KINDS) - {"batch", "limit", "companions"}
         if unknown:
             raise RecipeError(f"a policy has no part '{unknown.pop()}'")
-        parts = {kind: _read_part(kind, given[kind]) for kind in _KINDS if kind in given}
+        parts = {
+            kind: _read_part(kind, given[kind], _members(*_KINDS[kind]))
+            for kind in _KINDS
+            if kind in given
+        }
+        beside = given.get("companions", [])
+        if beside:
+            find("taylorseer")  # loads the catalogue, and with it every companion
+        parts["companions"] = tuple(_read_part("companion", one, known()) for one in beside)
         return cls(**parts, batch=given.get("batch", "any"), limit=given.get("limit"))
 
 
@@ -85,35 +104,49 @@ def policy(spec: str | Composition | DiffusionPolicy, **arguments: Any) -> Diffu
     """
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = DiffusionPolicy.from_yaml(spec)
-    whole = {n: arguments.pop(n) for n in ("batch", "limit", *_KINDS) if n in arguments}
+    whole = {
+        n: arguments.pop(n) for n in ("batch", "limit", "companions", *_KINDS) if n in arguments
+    }
     if isinstance(spec, DiffusionPolicy):
-        base = spec
+        base = replace(spec, companions=())
         parts = {kind: getattr(spec, kind) for kind in _KINDS if getattr(spec, kind) is not None}
+        parts |= {f"companion {n}": part for n, part in enumerate(spec.companions)}
         composition = Composition((), parts)
     else:
-        base = DiffusionPolicy()
+        # A recipe without a gate, such as a table, skips nothing.
+        base = DiffusionPolicy(gate=Interval(every=1))
         composition = compose(spec) if isinstance(spec, str) else spec
         areas = {recipe.area for recipe in composition.recipes}
         if areas != {"diffusion"}:
             raise RecipeError(
                 f"'{composition.name}' is not of the diffusion room; recollect recipes lists those"
             )
-    return replace(base, **{**composition.with_arguments(arguments).stages, **whole})
+    stages = composition.with_arguments(arguments).stages
+    companions = tuple(stage for stage in stages.values() if isinstance(stage, Companion))
+    chosen = {kind: stage for kind, stage in stages.items() if kind in _KINDS}
+    return replace(base, **{"companions": companions, **chosen, **whole})
 
 
-def _read_part(kind: str, given: Any) -> Any:
-    module, base = _KINDS[kind]
-    known = {
+def _members(module: Any, base: type) -> dict[str, type]:
+    return {
         name: part
         for name, part in vars(module).items()
         if isinstance(part, type) and issubclass(part, base) and not name.startswith("_")
     }
-    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in known:
-        raise RecipeError(f"the {kind} is one of {', '.join(sorted(known))}, not {given}")
+
+
+def _write_part(part: Any) -> dict[str, Any]:
+    values = {f.name: _plain(getattr(part, f.name)) for f in fields(part) if f.repr}
+    return {type(part).__name__: values}
+
+
+def _read_part(kind: str, given: Any, members: Mapping[str, type]) -> Any:
+    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in members:
+        raise RecipeError(f"the {kind} is one of {', '.join(sorted(members))}, not {given}")
     ((name, values),) = given.items()
     values = {n: tuple(v) if isinstance(v, list) else v for n, v in (values or {}).items()}
     try:
-        return known[name](**values)
+        return members[name](**values)
     except TypeError as error:
         raise RecipeError(f"{name} does not take {', '.join(values)}: {error}") from error
 

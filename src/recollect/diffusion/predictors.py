@@ -7,13 +7,14 @@ another moment. Samples of a batch may have been computed at different steps: mo
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from recollect.diffusion.clock import SCALES, Scale
+from recollect.diffusion.parts import Part
 from recollect.diffusion.values import Value, nbytes, per_row, where_rows
 from recollect.errors import RecipeError
 
@@ -45,7 +46,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Predictor(ABC):
+class Predictor(Part):
     """How the value of a skipped step is made."""
 
     @property

@@ -12,13 +12,18 @@ from typing import Any
 import torch
 
 from recollect.diffusion.branches import Branch, Branches, Record, same
+from recollect.diffusion.clock import Step
 from recollect.diffusion.evaluation import Evaluation
 from recollect.diffusion.host.blocks import Block, recognize
 from recollect.diffusion.host.call import Call, Signature
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.sites import BlockSite, Range
+from recollect.diffusion.values import Value
 from recollect.errors import RecipeError, RecollectError
+
+Tap = Callable[[Branch, Step, str, Value], None]
+"""Hears (branch, step, site, value) whenever a value is computed."""
 
 RECORDS = 10_000
 """Steps remembered for reports; older ones are dropped."""
@@ -35,6 +40,9 @@ class Session:
             gate needs them.
         spans: runs of blocks that are observed, cut where one list of blocks ends.
         probe: first blocks that run on every step.
+        sites: names of the modules that are left out on a skipped step, in order.
+        taps: told every computed value of a site.
+        on_reset: called when the state of all requests is freed.
     """
 
     def __init__(
@@ -54,6 +62,8 @@ class Session:
         self.templates: dict[str, Any] = {}
         self.shapes: dict[str, Any] = {}
         self.sites: list[str] = []
+        self.taps: list[Tap] = []
+        self.on_reset: list[Callable[[], None]] = []
         self.request = threading.local()
         self._current = threading.local()
         self._last = threading.local()
@@ -103,6 +113,12 @@ class Session:
     def evaluation(self) -> Evaluation | _Survey | None:
         """The call in progress on this thread."""
         return getattr(self._current, "evaluation", None)
+
+    @property
+    def step(self) -> Step | None:
+        """The step that the call in progress on this thread is at."""
+        evaluation = self.evaluation
+        return evaluation.step if isinstance(evaluation, Evaluation) else None
 
     @contextmanager
     def using(self, evaluation: Evaluation | _Survey) -> Iterator[None]:
@@ -188,6 +204,8 @@ class Session:
         """Forget all requests and free their state."""
         self.branches.clear()
         self._last = threading.local()
+        for free in self.on_reset:
+            free()
 
     @property
     def nbytes(self) -> int:

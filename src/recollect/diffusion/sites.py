@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from recollect.diffusion.clock import Step
+from recollect.diffusion.parts import Part
 from recollect.errors import RecipeError
 
 Range = tuple[int, int]
@@ -20,7 +21,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Part):
     """Which tensors stand for the work that a skipped step leaves out."""
 
 

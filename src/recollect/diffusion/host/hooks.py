@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -97,46 +98,53 @@ class Installed:
     """Hooks that can be taken off again, in reverse order; none stays when installing fails."""
 
     def __init__(self) -> None:
-        self._hooks: list[tuple[torch.nn.Module, ModelHook]] = []
+        self._hooks: list[tuple[torch.nn.Module, ModelHook, str]] = []
+        self._undo: list[Callable[[], None]] = []
 
-    def add(self, module: torch.nn.Module, hook: ModelHook) -> None:
-        """Put a hook on a module."""
+    def add(self, module: torch.nn.Module, hook: ModelHook, name: str = NAME) -> None:
+        """Put a hook on a module; companions give theirs a name of their own."""
         registry = HookRegistry.check_if_exists_or_initialize(module)
-        if registry.get_hook(NAME) is not None:
+        if registry.get_hook(name) is not None:
             raise HostError(
                 f"{type(module).__name__} is accelerated already; call recollect.restore first"
             )
-        registry.register_hook(hook, NAME)
-        self._hooks.append((module, hook))
+        registry.register_hook(hook, name)
+        self._hooks.append((module, hook, name))
+
+    def undo(self, change: Callable[[], None]) -> None:
+        """Call this when everything is taken off, the latest first."""
+        self._undo.append(change)
 
     def remove(self) -> None:
         """Take all hooks off; modules look as before."""
-        for module, hook in reversed(self._hooks):
+        while self._undo:
+            self._undo.pop()()
+        for module, hook, name in reversed(self._hooks):
             registry = HookRegistry.check_if_exists_or_initialize(module)
-            if registry.get_hook(NAME) is hook:
-                _take_off(registry, module)
+            if registry.get_hook(name) is hook:
+                _take_off(registry, module, name)
         if self._hooks:
             root = self._hooks[0][0]
             HookRegistry.check_if_exists_or_initialize(root).invalidate_child_registries_cache()
-        for module, _ in reversed(self._hooks):
+        for module in dict.fromkeys(module for module, _, _ in reversed(self._hooks)):
             if not HookRegistry.check_if_exists_or_initialize(module).hooks:
                 del module._diffusers_hook
         self._hooks = []
 
 
-def _take_off(registry: HookRegistry, module: torch.nn.Module) -> None:
+def _take_off(registry: HookRegistry, module: torch.nn.Module, name: str) -> None:
     """Remove our hook, keeping those above and below it.
 
     Hooks put on after ours come off first and go on again: taking one out from under another
     makes diffusers drop the upper one's forward.
     """
     names = list(registry.hooks)
-    above = [(name, registry.hooks[name]) for name in names[names.index(NAME) + 1 :]]
-    for name, _ in reversed(above):
-        registry.remove_hook(name, recurse=False)
-    registry.remove_hook(NAME, recurse=False)
-    for name, hook in above:
-        registry.register_hook(hook, name)
+    above = [(other, registry.hooks[other]) for other in names[names.index(name) + 1 :]]
+    for other, _ in reversed(above):
+        registry.remove_hook(other, recurse=False)
+    registry.remove_hook(name, recurse=False)
+    for other, hook in above:
+        registry.register_hook(hook, other)
     # The last hook gone, diffusers leaves the class's own forward behind as an attribute.
     own = module.__dict__.get("forward")
     if not registry.hooks and getattr(own, "__func__", None) is type(module).forward:
