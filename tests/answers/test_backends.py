@@ -8,9 +8,12 @@ import threading
 from dataclasses import replace
 
 import pytest
+from postgres_server import ABSENT as NO_POSTGRES
+from postgres_server import INITDB
 
 from recollect.answers import Answers
-from recollect.answers.backends.base import Filter, Observation, Unreachable, open_backend
+from recollect.answers.backends.base import Denied, Filter, Observation, Unreachable
+from recollect.answers.backends.base import open_backend as open_backend_at
 from recollect.answers.backends.guarded import GuardedBackend
 from recollect.answers.backends.memory import MemoryBackend
 from recollect.answers.entry import Entry, pack, unpack
@@ -270,15 +273,15 @@ def test_what_is_no_database_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("not a database, and long enough to be read as one " * 20)
     with pytest.raises(StoreError, match=r"notes\.txt"):
-        open_backend(f"sqlite:///{path}")
+        open_backend_at(f"sqlite:///{path}")
     with pytest.raises(StoreError, match="unable to open"):
-        open_backend(f"sqlite:///{tmp_path}/missing/answers.db")
+        open_backend_at(f"sqlite:///{tmp_path}/missing/answers.db")
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "sqlite", "", "memory-of-things", "sqlite:///"])
 def test_unknown_urls_are_refused(url):
     with pytest.raises((RecipeError, StoreError), match=r"unknown backend|no path"):
-        open_backend(url)
+        open_backend_at(url)
 
 
 def test_sqlite_being_written_elsewhere_drops_the_write(open_backend, tmp_path):
@@ -427,6 +430,44 @@ def test_a_cache_opens_without_its_server(url):
         assert answers.stats()["entries"] is None
         with pytest.raises(StoreError):
             answers.purge(everything=True)
+
+
+def test_wrong_credentials_stop_a_cache_from_opening_unless_it_is_told_to(redis_servers, caplog):
+    server = redis_servers(password="right")
+    wrong = server.url.replace("right", "wrong")
+    for url in (wrong, wrong.replace(":wrong@", "")):
+        with pytest.raises(Denied, match="Redis lets nobody in"):
+            open_backend_at(url)
+    lenient = open_backend_at(wrong, required=False)
+    assert lenient.down
+    assert "nothing is served" in caplog.text
+    with pytest.raises(StoreError):
+        lenient.get(1)
+    lenient.close()
+    open_backend_at(server.url).close()
+
+
+@pytest.mark.skipif(not INITDB, reason=NO_POSTGRES)
+def test_a_postgresql_that_lets_nobody_in_is_told_from_one_that_is_away(postgres_server):
+    with pytest.raises(Denied, match='role "stranger" does not exist'):
+        open_backend_at(postgres_server.url.replace("recollect@", "stranger@"))
+    with pytest.raises(Denied, match='database "nowhere" does not exist'):
+        open_backend_at(postgres_server.url.replace("/postgres?", "/nowhere?"))
+    away = "postgresql://nobody@127.0.0.1:1/none"
+    with pytest.raises(Unreachable):
+        open_backend_at(away, required=True)
+    open_backend_at(away).close()
+
+
+def test_requests_are_told_apart_before_the_store_first_answers():
+    with Answers("redis://127.0.0.1:1") as answers:
+        request = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        first, second, other = (
+            answers.lookup(request, scope_id=name).ticket for name in ("alice", "alice", "bob")
+        )
+        assert first.identity == second.identity
+        assert first.identity.partition != other.identity.partition
+        assert not first.write
 
 
 def _overwrite(backend, entry_id, record):

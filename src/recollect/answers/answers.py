@@ -7,13 +7,16 @@ fails makes lookups misses and drops writes: no error of the cache reaches the c
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recollect.answers.backends.base import Filter
 from recollect.answers.reading import Reading
 from recollect.answers.results import Purged
 from recollect.answers.writing import Writing
 from recollect.errors import RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Answers(Reading, Writing):
@@ -39,6 +42,23 @@ class Answers(Reading, Writing):
     Raises RecipeError for unknown recipes and arguments, StoreError for a store written by a
     newer version.
     """
+
+    @property
+    def is_semantic(self) -> bool:
+        """Whether similar requests may be answered."""
+        return self._semantic is not None
+
+    def encode(self, text: str) -> np.ndarray:
+        """The unit vector (dim,) of a text. Raises RecipeError where nothing is semantic."""
+        if self._semantic is None:
+            raise RecipeError("this cache has no encoder")
+        return self._semantic.encode(text)
+
+    def forget(self, *entry_ids: int, by: str = "operator") -> int:
+        """Remove entries and the turns that follow them; how many went."""
+        with self._failing_open("forget"):
+            return len(self._delete(entry_ids, self._clock.now(), by=by))
+        return 0
 
     def purge(
         self,

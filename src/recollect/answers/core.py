@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -66,6 +67,7 @@ class Core:
         self._backend = open_backend(backend) if isinstance(backend, str) else backend
         self._clock = clock or SystemClock()
         self._given_secret = secret
+        self._stand_in = os.urandom(32)  # tells requests apart while the store's cannot be had
         self._scope, self._ttl, self._capacity = scope, ttl, capacity
         self._keyed_by = {"resolved_model": resolved_model, "policy": policy, "epoch": epoch}
         self._owns_state, self._serve_tool_calls, self._judge = owns_state, serve_tool_calls, judge
@@ -123,23 +125,24 @@ class Core:
         wire: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> Ticket:
+        secret, known = self._secret_or_stand_in()
         identity = identify(
             request,
             protocol=protocol,
             scope=self._scope,
             scope_id=scope_id,
-            secret=self._secret(),
+            secret=secret,
             wire=wire,
             headers=headers,
             rules=self._rules,
             owns_state=self._owns_state,
             **self._keyed_by,  # type: ignore[arg-type]
         )
-        ticket = Ticket(identity, protocol, category=category or "", load=load)
+        ticket = Ticket(identity, protocol, category=category or "", load=load, write=known)
         if user or scope_id:
-            ticket.user = self._writer_key(user or scope_id)
+            ticket.user = writer_digest(secret, user or scope_id)
         if conversation is not None:
-            ticket.conversation = keyed(self._secret(), *identity.partition, conversation)
+            ticket.conversation = keyed(secret, *identity.partition, conversation)
             if self._rules.chained and identity.follow_up:
                 ticket.parent = self._turns.get(ticket.conversation)
         return ticket
@@ -154,13 +157,20 @@ class Core:
         if given is None:
             raise RecipeError("the lookup could not read the request")
         ticket = self._ticket(given, **asked)
-        ticket.write = wishes(asked.get("headers")).write
+        ticket.write = ticket.write and wishes(asked.get("headers")).write
         return ticket
 
     def _secret(self) -> bytes:
         if self._given_secret is None:
             self._given_secret = self._backend.secret()
         return self._given_secret
+
+    def _secret_or_stand_in(self) -> tuple[bytes, bool]:
+        """A secret, and whether it is the store's: under any other nothing may be stored."""
+        try:
+            return self._secret(), True
+        except StoreError:
+            return self._stand_in, False
 
     def _scope_key(self, scope_id: str) -> str:
         return scope_digest(self._secret(), self._scope, scope_id)

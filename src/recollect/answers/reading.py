@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from recollect.answers.core import NEIGHBOURS, Core
@@ -13,11 +14,22 @@ from recollect.answers.results import Lookup, Ticket
 from recollect.answers.wishes import Wishes, wishes
 from recollect.errors import RecipeError
 
+_UNAVAILABLE = "the cache's store is unavailable"
+
 
 class Reading(Core):
     """`lookup` and its steps: exact tier, semantic tier, decision, verifier."""
 
-    def lookup(
+    def lookup(self, request: Mapping[str, Any] | bytes | str, **asked: Any) -> Lookup:
+        """The stored answer to a request, or a miss that says why and carries a ticket.
+
+        Args:
+            request: as sent to the model, parsed or as JSON text.
+            asked: the keywords of `lookup_exact`.
+        """
+        return self.lookup_similar(self.lookup_exact(request, **asked), asked.get("headers"))
+
+    def lookup_exact(
         self,
         request: Mapping[str, Any] | bytes | str,
         *,
@@ -30,7 +42,7 @@ class Reading(Core):
         wire: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> Lookup:
-        """The stored answer to a request, or a miss that says why and carries a ticket.
+        """The half of `lookup` that needs no encoder, for those who must not wait for one.
 
         Args:
             request: as sent to the model, parsed or as JSON text.
@@ -39,10 +51,12 @@ class Reading(Core):
             conversation: id of the conversation, so that a follow-up finds its previous turn.
             category: of the query; the recipe's classifier is asked when None.
             load: of the model a miss would go to, 0 to 1.
+
+        Where the result is `pending`, give it to `lookup_similar`.
         """
         self._count("lookups")
-        asked = wishes(headers)
-        lookup = Lookup(False, reason="the cache's store is unavailable")
+        wanted = wishes(headers)
+        found = Lookup(False, reason=_UNAVAILABLE)
         with self._failing_open("lookup"):
             try:
                 ticket = self._ticket(
@@ -50,10 +64,23 @@ class Reading(Core):
                 )
             except RecipeError as error:
                 self._count("unreadable")
-                return Lookup(False, reason=str(error))
-            lookup = Lookup(False, reason=lookup.reason, ticket=ticket)
-            ticket.write = asked.write
-            lookup = self._find(ticket, asked)
+                return Lookup(False, reason=str(error), readable=False)
+            ticket.write = ticket.write and wanted.write
+            found = Lookup(False, reason=_UNAVAILABLE, ticket=ticket)
+            found = self._find(ticket, wanted)
+        return found if found.pending else self._counted(found)
+
+    def lookup_similar(self, found: Lookup, headers: Mapping[str, str] | None = None) -> Lookup:
+        """The other half: a similar request's answer, where `found` is pending, else `found`."""
+        if not found.pending:
+            return found
+        assert found.ticket is not None
+        similar = Lookup(False, reason=_UNAVAILABLE, ticket=found.ticket)
+        with self._failing_open("lookup"):
+            similar = self._similar(found.ticket, wishes(headers), self._clock.now())
+        return self._counted(similar)
+
+    def _counted(self, lookup: Lookup) -> Lookup:
         self._count(f"hits_{lookup.tier}" if lookup.hit else "misses")
         return lookup
 
@@ -62,11 +89,20 @@ class Reading(Core):
             return Lookup(False, reason=ticket.identity.reason, ticket=ticket)
         if not asked.read:
             return Lookup(False, reason="the caller asked for a fresh answer", ticket=ticket)
-        now = self._clock.now()
-        exact = self._exact(ticket, asked, now)
+        exact = self._exact(ticket, asked, self._clock.now())
         if exact.hit or self._semantic is None:
             return exact
-        return self._similar(ticket, asked, now)
+        problem = self._incomparable(ticket, asked)
+        return replace(exact, reason=problem or exact.reason, pending=not problem)
+
+    def _incomparable(self, ticket: Ticket, asked: Wishes) -> str:
+        """Why no similar request may answer this one; empty when one may."""
+        identity = ticket.identity
+        if not identity.semantic_safe:
+            return identity.reason
+        if self._rules.chained and identity.follow_up and ticket.parent is None:
+            return "a follow-up whose previous turn is unknown"
+        return "" if asked.semantic else "the caller asked for exact answers only"
 
     def _exact(self, ticket: Ticket, asked: Wishes, now: float) -> Lookup:
         if ticket.category and not self._lifetime(ticket.category, ticket.load).cacheable:
@@ -87,13 +123,6 @@ class Reading(Core):
         assert self._semantic is not None
         assert self._stages.decision is not None
         identity = ticket.identity
-        problem = "" if identity.semantic_safe else identity.reason
-        if not problem and self._rules.chained and identity.follow_up and ticket.parent is None:
-            problem = "a follow-up whose previous turn is unknown"
-        if not problem and not asked.semantic:
-            problem = "the caller asked for exact answers only"
-        if problem:
-            return Lookup(False, reason=problem, ticket=ticket)
         ticket.vector = self._semantic.encode(identity.query)
         if not ticket.category and self._stages.classifier is not None:
             ticket.category = self._stages.classifier.classify(identity.query, ticket.vector)

@@ -57,6 +57,9 @@ class Lookup:
         age: seconds since the answer was stored.
         reason: why, in a few words.
         ticket: for `store`; None when the request cannot be read at all.
+        readable: whether the request can be read; `reason` says why not.
+        pending: no identical request was stored and similar ones have not been asked for, see
+            `Answers.lookup_exact`.
     """
 
     hit: bool
@@ -66,6 +69,8 @@ class Lookup:
     age: float = 0.0
     reason: str = ""
     ticket: Ticket | None = None
+    readable: bool = True
+    pending: bool = False
 
     @property
     def response(self) -> bytes:

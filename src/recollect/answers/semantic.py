@@ -7,6 +7,7 @@ one writer's quarantine. A search sees its group only, so nothing needs to be fi
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,8 @@ from recollect.errors import RecipeError
 if TYPE_CHECKING:
     from recollect.answers.encoders.base import Encoder
     from recollect.answers.index.base import VectorIndex
+
+_REMEMBERED = 512  # texts with their vectors: many ask the same at once, and misses are stored
 
 
 class Neighbourhood(NamedTuple):
@@ -65,6 +68,7 @@ class SemanticTier:
         self._by_category = by_category
         self._lock = threading.RLock()
         self._cards: dict[int, _Card] = {}
+        self._encoded: OrderedDict[str, np.ndarray] = OrderedDict()
         # Neighbourhood -> writer whose quarantine it is, or None for live entries -> index.
         self._indices: dict[Neighbourhood, dict[str | None, VectorIndex]] = {}
 
@@ -75,13 +79,25 @@ class SemanticTier:
         return entry_id in self._cards
 
     def encode(self, text: str) -> np.ndarray:
-        """The unit vector (D,) of a text. Raises RecipeError when the encoder gives another."""
+        """The unit vector (D,) of a text; the latest are remembered.
+
+        Raises RecipeError when the encoder gives another.
+        """
+        with self._lock:
+            if text in self._encoded:
+                self._encoded.move_to_end(text)
+                return self._encoded[text]
         vectors = np.asarray(self.encoder.encode([text]), np.float32)
         if vectors.shape != (1, self.encoder.dim):
             raise RecipeError(
                 f"encoder '{self.encoder.encoder_id}' gave shape {vectors.shape}, "
                 f"not (1, {self.encoder.dim})"
             )
+        vectors.setflags(write=False)
+        with self._lock:
+            self._encoded[text] = vectors[0]
+            if len(self._encoded) > _REMEMBERED:
+                self._encoded.popitem(last=False)
         return vectors[0]
 
     def home(

@@ -98,6 +98,8 @@ class GatewayConfig:
         anthropic_upstream: for `/v1/messages`, where it is another one.
         models: address by pattern of the model's name; the first that matches goes before both.
         store: as `Answers` takes it: memory, sqlite:///PATH, redis://…, postgresql://….
+        require_store: whether to start where the store cannot be used. None: not if it denies
+            access; True: only if it answers; False: always, with nothing stored until it does.
         recipe, arguments: of `Answers`.
         scope: who shares answers: user, team, tenant or global.
         secret: keys the hashes of scopes; must stay the same for a store that outlives a process.
@@ -124,6 +126,7 @@ class GatewayConfig:
     anthropic_upstream: str = ""
     models: Mapping[str, str] = field(default_factory=dict)
     store: str = "memory"
+    require_store: bool | None = None
     recipe: str = "exact"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     scope: str = "user"

@@ -59,8 +59,15 @@ class EmbeddingFront:
         gateway = self._gateway
         items = split_embeddings(asked.document)
         with gateway.tracing.step("lookup", span):
-            lookups = await gateway.cache.run(lambda: self._look_up(asked, items))
-        unread = next((lookup for lookup in lookups if lookup.ticket is None), None)
+            lookups = await gateway.cache.lookup_each(
+                items,
+                protocol="embeddings",
+                scope_id=asked.caller.scope_id,
+                user=asked.caller.id,
+                category=asked.directives.category,
+                headers=asked.headers,
+            )
+        unread = next((lookup for lookup in lookups if not lookup.readable), None)
         if unread is not None:
             raise Refusal(400, unread.reason, "invalid_json")
         times = None
@@ -92,19 +99,6 @@ class EmbeddingFront:
         if told and len(items) > 1:
             told.append(("x-recollect-items", f"stored={stored}, fetched={len(items) - stored}"))
         return reply(200, [("content-type", "application/json"), *told], body)
-
-    def _look_up(self, asked: Asked, items: list[dict[str, Any]]) -> list[Lookup]:
-        return [
-            self._gateway.cache.answers.lookup(
-                item,
-                protocol="embeddings",
-                scope_id=asked.caller.scope_id,
-                user=asked.caller.id,
-                category=asked.directives.category,
-                headers=asked.headers,
-            )
-            for item in items
-        ]
 
     def _board(
         self,

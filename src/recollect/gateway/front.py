@@ -59,9 +59,10 @@ class Front:
         if not bypass:
             with self._gateway.tracing.step("lookup", span):
                 lookup = await self._look_up(asked)
-            if lookup.ticket is None:
+            if not lookup.readable:
                 raise Refusal(400, lookup.reason, "invalid_json")
-            bypass = "" if lookup.ticket.identity.cacheable else lookup.reason
+            if lookup.ticket is not None and not lookup.ticket.identity.cacheable:
+                bypass = lookup.reason
             if lookup.hit and not bypass:
                 replayed = await self._replay(asked, lookup)
                 if replayed is not None:

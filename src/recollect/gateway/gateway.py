@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from recollect.answers import Answers, Clock, SystemClock
+from recollect.answers.backends.base import open_backend
 from recollect.errors import GatewayError
 from recollect.gateway.board import Board
 from recollect.gateway.budgets import Budgets
@@ -82,6 +83,7 @@ class Gateway:
         """Close everything; what was spent is written down."""
         for chore in self._chores:
             chore.cancel()
+        await asyncio.gather(*self._chores, return_exceptions=True)
         await self.flights.settled(_STOP_SECONDS)
         if self.calls:
             await asyncio.wait(self.calls, timeout=_STOP_SECONDS)
@@ -125,7 +127,7 @@ class Gateway:
 def open_answers(config: GatewayConfig, clock: Clock) -> Answers:
     """The response cache of a configuration."""
     return Answers(
-        config.store,
+        open_backend(config.store, config.require_store),
         recipe=config.recipe,
         clock=clock,
         secret=config.secret or None,

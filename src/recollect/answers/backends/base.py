@@ -23,6 +23,10 @@ class Unreachable(StoreError):
     """The place does not answer: worth trying again later, not at once."""
 
 
+class Denied(StoreError):
+    """The place is there and does not let us in: a wrong user, password or database."""
+
+
 @dataclass(frozen=True)
 class Filter:
     """Which entries are meant; every field that is set must match.
@@ -146,10 +150,11 @@ class Backend(ABC):
         return
 
 
-def open_backend(url: str) -> Backend:
+def open_backend(url: str, required: bool | None = None) -> Backend:
     """A backend by URL: ``memory``, ``sqlite:///path``, ``redis://…`` or ``postgresql://…``.
 
     Those behind a network are guarded: what does not answer in time is left alone for a while.
+    `required` says what happens when it cannot be used at once, see `GuardedBackend`.
     """
     from recollect.answers.backends.guarded import GuardedBackend
 
@@ -165,11 +170,11 @@ def open_backend(url: str) -> Backend:
     if kind in ("redis", "rediss", "valkey", "valkeys", "unix"):
         from recollect.answers.backends.redis import RedisBackend
 
-        return GuardedBackend(RedisBackend(url))
+        return GuardedBackend(RedisBackend(url), required=required)
     if kind in ("postgresql", "postgres"):
         from recollect.answers.backends.postgres import PostgresBackend
 
-        return GuardedBackend(PostgresBackend(url))
+        return GuardedBackend(PostgresBackend(url), required=required)
     raise RecipeError(
         f"unknown backend '{url}'; write memory, sqlite:///path, redis://host or postgresql://host"
     )

@@ -6,6 +6,7 @@ as down, and is left alone until a pause has passed; then one call tries again.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,9 +16,11 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from recollect.answers.backends.base import Backend, Filter, Observation, Unreachable
+from recollect.answers.backends.base import Backend, Denied, Filter, Observation, Unreachable
 from recollect.answers.entry import Entry
 from recollect.errors import StoreError
+
+log = logging.getLogger("recollect.answers")
 
 T = TypeVar("T")
 
@@ -34,9 +37,12 @@ class GuardedBackend(Backend):
     Args:
         inside: the backend; its calls run in threads of this object.
         deadline: seconds a lookup or a write may take.
+        required: True: raise when the place cannot be used now. None: only when it denies access,
+            for it will not come up by itself. False: in neither case.
         ticks: a monotonic clock in seconds.
 
-    Raises StoreError when the place can be reached and holds a newer schema.
+    Raises StoreError when the place can be reached and holds a newer schema, and as `required`
+    says.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class GuardedBackend(Backend):
         inside: Backend,
         *,
         deadline: float = DEADLINE,
+        required: bool | None = None,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inside, self.name = inside, inside.name
@@ -51,8 +58,12 @@ class GuardedBackend(Backend):
         self._workers = _Workers(f"recollect-{self.name}")
         self._lock = threading.Lock()
         self._failures, self._closed_until = 0, 0.0
-        with suppress(Unreachable):  # it may come up later; until then everything is a miss
+        try:
             self._call(inside.ping, OPENING)
+        except (Unreachable, Denied) as error:
+            if required or (required is None and isinstance(error, Denied)):
+                raise
+            log.warning("%s; until it can be used, nothing is served from it or stored", error)
 
     @property
     def down(self) -> bool:
@@ -109,11 +120,14 @@ class GuardedBackend(Backend):
                 self._pause()
         try:
             answer = self._workers.submit(ask).result(deadline or self._deadline)
-        except (Unreachable, Late) as error:
+        except (Unreachable, Denied, Late) as error:
             with self._lock:
                 self._failures += 1
                 self._pause()
-            raise Unreachable(f"the {self.name} store does not answer: {error!r}") from error
+            if isinstance(error, Denied):
+                raise
+            told = "too late" if isinstance(error, Late) else error
+            raise Unreachable(f"the {self.name} store does not answer: {told}") from error
         with self._lock:
             self._failures, self._closed_until = 0, 0.0
         return answer

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recollect.answers.backends.base import Unreachable
+from recollect.answers.backends.base import Denied, Unreachable
 from recollect.answers.backends.sql import TABLES, SqlBackend
 from recollect.errors import HostError, StoreError
 
@@ -17,6 +18,12 @@ except ImportError as error:
     raise HostError("PostgreSQL needs psycopg: pip install recollect[answers]") from error
 
 _LOCK = 0x5EC0_11EC  # one process at a time makes the tables
+# libpq has no code for what a server says to one who connects. In a server of another language
+# this does not match, and the place counts as unreachable.
+_DENIED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry"
+    r"|(?:role|database) \".*\" does not exist|permission denied for database"
+)
 
 
 class PostgresBackend(SqlBackend):
@@ -67,6 +74,10 @@ class PostgresBackend(SqlBackend):
             yield self._connection()
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             self._local.connection = None
+            if _DENIED.search(str(error)):
+                raise Denied(
+                    f"PostgreSQL lets nobody in with the store's URL: {_line(error)}"
+                ) from error
             raise Unreachable(f"PostgreSQL: {_line(error)}") from error
         except psycopg.Error as error:
             raise StoreError(f"PostgreSQL: {_line(error)}") from error

@@ -15,6 +15,7 @@ from typing import Any
 from recollect.answers.backends.base import (
     OBSERVATIONS,
     Backend,
+    Denied,
     Filter,
     Observation,
     Unreachable,
@@ -28,6 +29,7 @@ from recollect.errors import HostError, StoreError
 try:
     import redis
     from redis.backoff import NoBackoff
+    from redis.exceptions import AuthenticationError, AuthorizationError
     from redis.retry import Retry
 except ImportError as error:
     raise HostError("Redis needs its client: pip install recollect[answers]") from error
@@ -291,6 +293,8 @@ class RedisBackend(Backend):
             if not self._ready:
                 self._prepare()
             yield
+        except (AuthenticationError, AuthorizationError) as error:
+            raise Denied(f"Redis lets nobody in with the store's URL: {error}") from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise Unreachable(f"Redis: {error}") from error
         except redis.RedisError as error:
