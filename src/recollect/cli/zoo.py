@@ -76,19 +76,18 @@ def train(
     as_json: bool,
 ) -> None:
     """Train a model of the zoo from nothing: language models from the standard library's source,
-    image models (tiny-dit) from drawn shapes.
+    image models (tiny-dit, tiny-unet) from drawn shapes.
 
     \b
     Example:
       recollect zoo train tiny-llama --minutes 60 --out runs/my-llama
     """
     from recollect.zoo import train as training
+    from recollect.zoo.images import train as images
 
     folder = folder or Path("runs") / name
     shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
-    if name.startswith("tiny-dit"):
-        from recollect.zoo.images import train as images
-
+    if name in images.MODELS:
         if minutes is not None:
             raise RecipeError("image models train for a fixed number of steps; leave out --minutes")
         card = images.train(name, folder, **shared)

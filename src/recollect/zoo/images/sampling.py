@@ -10,7 +10,6 @@ from recollect.errors import RecipeError
 from recollect.zoo.images.shapes import CLASSES, to_pictures
 
 SOLVERS = ("euler", "dpm")
-LATENT = (48, 4, 4)
 
 
 def scheduler(solver: str, steps: int) -> Any:
@@ -57,9 +56,11 @@ def sample(
     timeline = scheduler(solver, steps)
     device = next(model.parameters()).device
     labels = labels.to(device)
+    config = model.config
+    shape = (config.in_channels, config.sample_size, config.sample_size)
     nobody = torch.full_like(labels, len(CLASSES))
     noises = [
-        torch.randn(LATENT, generator=torch.Generator().manual_seed(seed + row))
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed + row))
         for row in range(len(labels))
     ]
     latent = torch.stack(noises).to(device)

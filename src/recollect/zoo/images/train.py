@@ -41,13 +41,33 @@ def tiny_dit() -> Any:
     )
 
 
-MODELS: dict[str, Callable[[], Any]] = {"tiny-dit": tiny_dit}
+def tiny_unet() -> Any:
+    """A class-conditional U-Net in diffusers' layout: 8 x 8 positions, three resolutions."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=12,
+        out_channels=12,
+        layers_per_block=1,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=16,
+        norm_num_groups=8,
+        num_class_embeds=len(CLASSES) + 1,
+    )
+
+
+MODELS: dict[str, Callable[[], Any]] = {"tiny-dit": tiny_dit, "tiny-unet": tiny_unet}
+STEPS = {"tiny-dit": 14000, "tiny-unet": 4000}
+"""Updates that a model is trained with unless told."""
 
 
 def train(
     name: str,
     out: str | Path,
-    steps: int = 14000,
+    steps: int | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -57,7 +77,7 @@ def train(
     Args:
         name: a model of `MODELS`.
         out: folder for weights, classifier and card.
-        steps: updates of 64 pictures.
+        steps: updates of 64 pictures; those of `STEPS` by default.
         seed: of weights and data.
         device: torch device; a CUDA device where there is one, else the CPU.
         progress: show a progress bar.
@@ -71,6 +91,7 @@ def train(
     """
     if name not in MODELS:
         raise RecipeError(f"unknown image model '{name}' (there are: {', '.join(MODELS)})")
+    steps = STEPS[name] if steps is None else steps
     if steps < 1:
         raise RecipeError(f"steps is 1 or more, not {steps}")
     folder = Path(out)
@@ -120,7 +141,7 @@ def _flow(model: Any, steps: int, seed: int, progress: bool) -> Any:
     model.train()
     for step in track(range(steps), "training", disable=not progress, transient=True):
         labels = torch.randint(0, len(CLASSES), (BATCH,), generator=generator)
-        data = to_latent(draw(labels, generator)).to(device)
+        data = to_latent(draw(labels, generator), model.config.in_channels).to(device)
         noise = torch.randn(data.shape, generator=generator).to(device)
         level = torch.sigmoid(torch.randn(BATCH, generator=generator)).to(device)
         dropped = torch.rand(BATCH, generator=generator) < NULL
