@@ -60,8 +60,7 @@ def list_(as_json: bool) -> None:
     "--minutes",
     default=None,
     type=click.FloatRange(min=0),
-    help="Time to train a language model for; image models take a fixed number of steps. "
-    "[default: 60]",
+    help="Time to train a language model for; others take a fixed number of steps. [default: 60]",
 )
 @click.option("--device", default=None, help="[default: a CUDA device if there is one, else cpu]")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and data.")
@@ -76,7 +75,7 @@ def train(
     as_json: bool,
 ) -> None:
     """Train a model of the zoo from nothing: language models from the standard library's source,
-    image models (tiny-dit, tiny-unet) from drawn shapes.
+    image models (tiny-dit, tiny-unet) from drawn shapes, tiny-video-dit from moving ones.
 
     \b
     Example:
@@ -84,13 +83,17 @@ def train(
     """
     from recollect.zoo import train as training
     from recollect.zoo.images import train as images
+    from recollect.zoo.videos import train as videos
 
     folder = folder or Path("runs") / name
     shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
-    if name in images.MODELS:
+    drawn: Any = next((room for room in (images, videos) if name in room.MODELS), None)
+    if drawn is not None:
         if minutes is not None:
-            raise RecipeError("image models train for a fixed number of steps; leave out --minutes")
-        card = images.train(name, folder, **shared)
+            raise RecipeError(
+                "image and video models train for a fixed number of steps; leave out --minutes"
+            )
+        card = drawn.train(name, folder, **shared)
     else:
         card = training.train(name, folder, minutes=60.0 if minutes is None else minutes, **shared)
     print_json(card) if as_json else out.print(f"trained  {folder}", soft_wrap=True)

@@ -1,0 +1,213 @@
+"""Train the video models: rectified flow on drawn clips, in about half an hour on one CPU thread."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from safetensors.torch import save_file
+
+from recollect.errors import RecipeError, StoreError
+from recollect.zoo.muon import Muon
+from recollect.zoo.videos import classifier as judges
+from recollect.zoo.videos.captions import WIDTH, Captions
+from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, draw, to_latent
+from recollect.zoo.videos.sampling import LATENT, sample
+
+BATCH = 32
+NULL = 0.1  # share of the training clips without a caption, for guidance
+BAR = 0.95
+"""Share of uncached samples of which the classifier must recognize shape and motion, each."""
+CHECKPOINT_EVERY = 120.0
+"""Seconds between checkpoints."""
+_WARMUP, _DECAY = 50, 0.35  # steps of rising rate; share of the training with a falling one
+
+
+def tiny_video_dit() -> Any:
+    """A Wan transformer in diffusers' layout: 128 tokens, 6 blocks, width 64."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=LATENT[0],
+        out_channels=LATENT[0],
+        text_dim=WIDTH,
+        freq_dim=64,
+        ffn_dim=192,
+        num_layers=6,
+        cross_attn_norm=True,
+        rope_max_seq_len=4 * FRAMES,
+    )
+
+
+MODELS: dict[str, Callable[[], Any]] = {"tiny-video-dit": tiny_video_dit}
+
+
+def train(
+    name: str,
+    out: str | Path,
+    steps: int = 5000,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a video model and the classifier that judges it; save both in `out`.
+
+    A training that was stopped goes on from the checkpoint in `out`.
+
+    Args:
+        name: a model of `MODELS`.
+        out: folder for weights, captions, classifier and card.
+        steps: updates of 32 clips.
+        seed: of weights and data.
+        device: torch device; a CUDA device where there is one, else the CPU.
+        progress: show a progress bar.
+
+    Returns:
+        The card: how the model was trained and what it was measured to do.
+
+    Raises:
+        RecipeError: unknown name, or no steps.
+        StoreError: `out` cannot be written to, or holds a checkpoint of something else.
+    """
+    if name not in MODELS:
+        raise RecipeError(f"unknown video model '{name}' (there are: {', '.join(MODELS)})")
+    if steps < 1:
+        raise RecipeError(f"steps is 1 or more, not {steps}")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder}: {error}") from error
+    run = _Run(name, folder, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run.restore()
+    run.train(steps, progress)
+    judge = judges.train(seed=seed, progress=progress)
+    model, captions = run.average.to("cpu")
+    save_file(judge.state_dict(), folder / "classifier.safetensors")
+    model.half().save_pretrained(folder)
+    captions.save(folder)
+    card = {
+        "name": name,
+        "parameters": sum(p.numel() for p in (*model.parameters(), *captions.parameters())),
+        "trained_on": "clips drawn by recollect.zoo.videos.clips",
+        "recipe": {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed},
+        "minutes": round(run.seconds / 60, 1),
+        "measured": measure(model.float(), Captions.load(folder), judge),
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return card
+
+
+def measure(
+    model: Any, captions: Captions, judge: Any, count: int = 256, steps: int = 30
+) -> dict[str, Any]:
+    """Of how many uncached samples the classifier recognizes the shape, the motion, and both."""
+    pairs = torch.tensor(list(itertools.product(range(len(SHAPES)), range(len(MOTIONS)))))
+    shapes, motions = pairs.repeat(-(-count // len(pairs)), 1)[:count].T
+    clips = sample(model.eval(), captions, shapes, motions, steps, seed=10_000).cpu()
+    right = judge.recognizes(clips, shapes, motions).float()
+    return {
+        "shape": float(right[:, 0].mean()),
+        "motion": float(right[:, 1].mean()),
+        "recognized": float(right.amin(1).mean()),
+        "samples": count,
+        "steps": steps,
+    }
+
+
+class _Run:
+    """A model and its captions in training, and the running mean of their weights."""
+
+    def __init__(self, name: str, folder: Path, seed: int, device: str) -> None:
+        torch.manual_seed(seed)
+        self.folder, self.seed, self.step, self.seconds = folder, seed, 0, 0.0
+        self.parts = torch.nn.ModuleList([MODELS[name](), Captions()]).to(device)
+        self.average = copy.deepcopy(self.parts).eval()
+        inner, others = [], []
+        for label, weight in self.parts.named_parameters():
+            (inner if "blocks" in label and weight.ndim == 2 else others).append(weight)
+        self.optimizers: list[Any] = [
+            Muon([{"params": inner, "peak": 0.02}]),
+            torch.optim.AdamW([{"params": others, "peak": 3e-3}], weight_decay=0.01),
+        ]
+
+    def train(self, steps: int, progress: bool) -> None:
+        """Rectified flow: learn noise - data at a random noise level."""
+        # Continue with fresh data, not with that of the first steps again.
+        generator = torch.Generator().manual_seed(self.seed + self.step)
+        before = saved = time.monotonic()
+        left = range(self.step, steps)
+        for step in track(left, "training", disable=not progress, transient=True):
+            self._loss(generator).backward()
+            torch.nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+            rate = min(1.0, (step + 1) / _WARMUP, (steps - step) / (_DECAY * steps))
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * rate
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            decay = min(0.995, (step + 1) / (step + 10))
+            with torch.no_grad():
+                pairs = zip(self.average.parameters(), self.parts.parameters(), strict=True)
+                for kept, new in pairs:
+                    kept.lerp_(new, 1 - decay)
+            self.step = step + 1
+            now = time.monotonic()
+            self.seconds, before = self.seconds + now - before, now
+            if now - saved > CHECKPOINT_EVERY:
+                self.checkpoint()
+                saved = now
+        self.checkpoint()
+
+    def _loss(self, generator: torch.Generator) -> torch.Tensor:
+        model, captions = self.parts
+        device = next(model.parameters()).device
+        shapes, motions = torch.randint(0, 4, (2, BATCH), generator=generator)
+        data = to_latent(draw(shapes, motions, generator)[0]).to(device)
+        noise = torch.randn(data.shape, generator=generator).to(device)
+        level = torch.sigmoid(torch.randn(BATCH, generator=generator)).to(device)
+        dropped = torch.rand(BATCH, generator=generator) < NULL
+        told = [torch.where(dropped, -1, labels).to(device) for labels in (shapes, motions)]
+        mixed = data + level.view(-1, 1, 1, 1, 1) * (noise - data)
+        guess = model(mixed, 1000 * level, captions(*told), return_dict=False)[0]
+        return torch.nn.functional.mse_loss(guess, noise - data)
+
+    def checkpoint(self) -> None:
+        """Save the run, so that an interruption at any time leaves one whole checkpoint."""
+        path, fresh = self.folder / "checkpoint.pt", self.folder / "checkpoint.new"
+        held = {
+            "parts": self.parts.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(held, fresh)
+        os.replace(fresh, path)
+
+    def restore(self) -> None:
+        """Continue from the checkpoint in the folder, if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            held = torch.load(path, weights_only=True, map_location="cpu")
+            self.parts.load_state_dict(held["parts"])
+            self.average.load_state_dict(held["average"])
+            for optimizer, state in zip(self.optimizers, held["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.step, self.seconds = held["step"], held["seconds"]
+        except Exception as error:
+            raise StoreError(f"{path} is damaged or of another model; delete it") from error
