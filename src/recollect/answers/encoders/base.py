@@ -13,7 +13,7 @@ import numpy as np
 
 from recollect.errors import RecipeError
 
-NAMES = ("ngram", "minilm")
+NAMES = ("ngram", "minilm", "onnx:FILE")
 
 
 @runtime_checkable
@@ -35,7 +35,8 @@ class Encoder(Protocol):
 def make_encoder(name: str) -> Encoder:
     """The encoder called ``ngram`` (numpy only) or ``minilm`` (needs the extra ``answers``).
 
-    Raises RecipeError for another name, and when the package of a named encoder is missing.
+    ``onnx:FILE`` is an ONNX file with its tokenizer.json beside it (needs the extra ``onnx``).
+    Raises RecipeError for another name, HostError where weights or a runtime are missing.
     """
     if name == "ngram":
         from recollect.answers.encoders.ngram import NgramEncoder
@@ -45,6 +46,10 @@ def make_encoder(name: str) -> Encoder:
         from recollect.answers.encoders.minilm import MiniLMEncoder
 
         return MiniLMEncoder()
+    if name.startswith("onnx:"):
+        from recollect.answers.encoders.onnx import OnnxEncoder
+
+        return OnnxEncoder(name.removeprefix("onnx:"))
     raise RecipeError(f"unknown encoder '{name}'; there are: {', '.join(NAMES)}")
 
 

@@ -17,17 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from recollect.answers.encoders.base import unit_rows
-from recollect.errors import HostError, RecipeError
+from recollect.answers.encoders.windows import WindowedEncoder
+from recollect.errors import HostError
 
 
-class MiniLMEncoder:
-    """Mean of the last layer over the word pieces, then length one.
-
-    A text longer than the model's window is never cut: with ``long="window"`` it is read in
-    overlapping windows and their vectors are averaged by length; with ``long="refuse"`` it raises
-    RecipeError. The average of many windows says little about any one of them, so long texts
-    deserve a higher threshold or a verifier.
+class MiniLMEncoder(WindowedEncoder):
+    """A BERT-like encoder of transformers; see `WindowedEncoder` for texts beyond its window.
 
     Arguments:
         folder: config.json, model.safetensors and tokenizer; the installed package by default.
@@ -47,60 +42,36 @@ class MiniLMEncoder:
         self.folder = Path(folder) if folder else _packaged_folder()
         if not (self.folder / "model.safetensors").is_file():
             raise HostError(f"no model.safetensors in {self.folder}: give the encoder's folder")
-        if batch < 1 or long not in ("window", "refuse"):
-            raise RecipeError("minilm takes batch >= 1 and long='window' or 'refuse'")
         self._config = json.loads((self.folder / "config.json").read_text())
-        if not 8 <= window <= self._config["max_position_embeddings"]:
-            most = self._config["max_position_embeddings"]
-            raise RecipeError(f"the window must be 8 to {most} word pieces, not {window}")
-        self.batch, self.window, self.long = batch, window, long
-        self.dim = int(self._config["hidden_size"])
+        dim, most = int(self._config["hidden_size"]), self._config["max_position_embeddings"]
+        super().__init__(dim, batch=batch, window=window, most=most, long=long)
         self._loading = threading.Lock()
 
     @cached_property
-    def encoder_id(self) -> str:
-        """``all-MiniLM-L6-v2`` (or the folder's name), a digest of its weights, and the reading."""
+    def weights_digest(self) -> str:
+        """Twelve hex digits of the weights' SHA-256: what was trained over them asks for it."""
         with (self.folder / "model.safetensors").open("rb") as weights:
-            digest = hashlib.file_digest(weights, "sha256").hexdigest()[:12]
+            return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
+
+    @cached_property
+    def encoder_id(self) -> str:
+        """Size of the model, digest of its weights, and the reading."""
         layers = self._config["num_hidden_layers"]
-        return f"minilm-l{layers}-d{self.dim}-{digest}-w{self.window}-{self.long}"
+        return f"minilm-l{layers}-d{self.dim}-{self.weights_digest}-w{self.window}-{self.long}"
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors (B, D) float32, unit rows. Texts of like length share a forward pass."""
+    def loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model of transformers, as they serve `encode`."""
+        return self._model
+
+    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer, _ = self._model
-        if not texts:
-            return np.zeros((0, self.dim), np.float32)
-        pieces = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        windows, owners = self._windows(pieces)
-        means = np.empty((len(windows), self.dim), np.float32)
-        order = sorted(range(len(windows)), key=lambda at: len(windows[at]))
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            means[rows] = self._forward([windows[row] for row in rows])
-        vectors = np.zeros((len(texts), self.dim), np.float32)
-        lengths = np.array([len(window) for window in windows], np.float32)
-        np.add.at(vectors, owners, unit_rows(means) * lengths[:, None])
-        return unit_rows(vectors)
+        return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
-    def _windows(self, pieces: list[list[int]]) -> tuple[list[list[int]], list[int]]:
-        """Windows of word pieces with [CLS] and [SEP], and the text that each one is of."""
+    def _ends(self) -> tuple[int, int]:
         tokenizer, _ = self._model
-        room, stride = self.window - 2, (self.window - 2) * 3 // 4
-        windows, owners = [], []
-        for owner, ids in enumerate(pieces):
-            if len(ids) > room and self.long == "refuse":
-                raise RecipeError(
-                    f"a text has {len(ids)} word pieces and the encoder reads {room}; "
-                    "shorten it or use long='window'"
-                )
-            for start in range(0, max(1, len(ids) - room + stride), stride):
-                part = ids[start : start + room]
-                windows.append([tokenizer.cls_token_id, *part, tokenizer.sep_token_id])
-                owners.append(owner)
-        return windows, owners
+        return tokenizer.cls_token_id, tokenizer.sep_token_id
 
-    def _forward(self, windows: list[list[int]]) -> np.ndarray:
-        """Mean vectors (B, D) of windows of word pieces."""
+    def _forward(self, windows: Sequence[Sequence[int]]) -> np.ndarray:
         import torch
 
         tokenizer, model = self._model
