@@ -13,14 +13,12 @@ from typing import ClassVar, Literal
 
 import torch
 
-from recollect.diffusion.artefacts import Artefact
 from recollect.diffusion.clock import Step
+from recollect.diffusion.masks import load_mask
 from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import History, Taylor
 from recollect.diffusion.values import mean_abs, per_row, relative_change
 from recollect.errors import HostError, RecipeError
-
-MODULE_MASK = "module-mask"
 
 Probe = Literal["none", "residual", "output", "modulated"]
 """What a gate asks of the first blocks: nothing, their residual, their output, or the modulated
@@ -63,6 +61,9 @@ class Ledger:
 
     def settle(self, computed: torch.Tensor) -> None:
         """Close the step: `computed` marks the samples that were computed."""
+        if not bool(computed.any()):
+            self.run, self.reused = self.run + 1, self.reused + 1
+            return
         self.spent = torch.where(computed, torch.zeros_like(self.spent), self.spent)
         self.run = torch.where(computed, torch.zeros_like(self.run), self.run + 1)
         self.reused = self.reused + (~computed).to(torch.int64)
@@ -123,6 +124,15 @@ class Gate(Part):
     def site_flags(self, step: Step) -> tuple[bool, ...] | None:
         """For gates that decide per module: which modules are computed at this step."""
         return None
+
+    def module_flags(self, step: Step, kinds: tuple[str, ...]) -> tuple[bool, ...] | None:
+        """The same for gates that go by the kind of a module.
+
+        Args:
+            step: where the trajectory is.
+            kinds: of every module of the site, as `host.modules.kind_of` tells them.
+        """
+        return self.site_flags(step)
 
     def allowed(self, step: Step, ledger: Ledger) -> torch.Tensor:
         """Which samples the limits leave to the gate, (B,) bool."""
@@ -192,37 +202,52 @@ class ModuleMask(Gate):
     Attributes:
         steps: for every step a string with one digit per module, ``1`` to compute. Another number
             of steps is refused where it is known, and computed beyond the end where it is not.
-        artefact: what the schedule was learned with, where it came from a file; its model is
-            checked.
+        artefact: the file of a learned schedule, instead of `steps`; another model, number of
+            steps or list of timesteps is refused.
+        solver, guidance: what the request will use, to be compared with the artefact: a denoiser
+            cannot see them.
     """
 
     steps: tuple[str, ...] = ()
     artefact: str = ""
+    solver: str = ""
+    guidance: float | None = None
 
     measures: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.steps or "0" in self.steps[0]:
+        if not self.steps:
+            return
+        if self.artefact:
+            raise RecipeError("a module mask is given as `steps` or as an `artefact`, not both")
+        if "0" in self.steps[0]:
             raise RecipeError("a module mask computes every module on its first step")
         if len(set(map(len, self.steps))) != 1 or set("".join(self.steps)) - {"0", "1"}:
             raise RecipeError("a module mask is a string of 0 and 1 per step, all of one length")
 
     def check(self, model: torch.nn.Module, sites: tuple[str, ...]) -> None:
-        if len(sites) != len(self.steps[0]):
+        if self.artefact:
+            load_mask(self.artefact).check(model, sites, self.solver, self.guidance)
+        elif not self.steps:
+            raise RecipeError(
+                "a module mask is learned for a model: `recollect calibrate-diffusion harmonica` "
+                "(or bac) writes the file to give as `artefact`"
+            )
+        elif len(sites) != len(self.steps[0]):
             raise HostError(
                 f"the mask is for {len(self.steps[0])} modules and {type(model).__name__} has "
                 f"{len(sites)} at this site; learn one for this model"
             )
-        if self.artefact:
-            Artefact.load(self.artefact, MODULE_MASK).check(model)
 
     def judge(self, step: Step, ledger: Ledger, seen: torch.Tensor) -> torch.Tensor:
-        _fits(step, len(self.steps))
         flags = self.site_flags(step)
         return torch.full((len(ledger.run),), flags is not None and not all(flags))
 
     def site_flags(self, step: Step) -> tuple[bool, ...] | None:
+        if self.artefact:
+            return load_mask(self.artefact).at(step)
+        _fits(step, len(self.steps))
         if step.index >= len(self.steps):
             return None
         return tuple(digit == "1" for digit in self.steps[step.index])

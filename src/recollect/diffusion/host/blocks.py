@@ -76,6 +76,8 @@ def find_blocks(model: torch.nn.Module) -> list[Block]:
     total = sum(p.numel() for p in model.parameters()) or 1
     found: list[Block] = []
     for group, children in model.named_children():
+        if isinstance(children, torch.nn.TransformerDecoder):  # torch's own, in diffusion policies
+            group, children = f"{group}.layers", children.layers
         if not isinstance(children, torch.nn.ModuleList) or not len(children):
             continue
         share = sum(p.numel() for p in children.parameters()) / total

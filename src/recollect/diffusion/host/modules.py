@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from recollect.errors import HostError
 
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "mlp_context", "net")
 _FUSED = ("proj_mlp", "proj_out")  # a parallel block: both branches meet in its last projection
+_PAIR = ("linear1", "linear2")  # torch's own layers: the feed-forward net has no module of its own
 
 
 class Submodule(NamedTuple):
@@ -23,11 +25,14 @@ class Submodule(NamedTuple):
         name: dotted name in the model.
         module: the module.
         mute: its output is never used on a skipped step, as a later module is left out too.
+        kind: `spatial`, `temporal` or `cross` attention, `feed_forward`, `fused` where one output
+            has both, or `part` of a U-Net.
     """
 
     name: str
     module: torch.nn.Module
     mute: bool
+    kind: str
 
 
 def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
@@ -39,15 +44,26 @@ def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
             path, module = f"{path}.{inner[0][0]}", inner[0][1]
         children = dict(inner)
         fused = all(name in children for name in _FUSED)
-        if fused and not (site.attention and site.feed_forward):
-            continue  # one output for both: neither can be left out alone
+        if fused and not site.attention:
+            continue  # its feed-forward part cannot be left out alone
+        fused = fused and site.feed_forward
         for name, child in children.items():
-            attention, feed = _is_attention(name, child), _is_feed_forward(name, child)
+            attention, feed = is_attention(name, child), _is_feed_forward(name, child)
             target = fused and name == _FUSED[1]
             mute = fused and (attention or name == _FUSED[0])
             if mute or target or (site.attention and attention) or (site.feed_forward and feed):
-                found.append(Submodule(f"{path}.{name}", child, mute))
+                kind = "fused" if fused else _kind(f"{path}.{name}", child, attention)
+                found.append(Submodule(f"{path}.{name}", child, mute, kind))
     return found
+
+
+def _kind(name: str, module: torch.nn.Module, attention: bool) -> str:
+    """What a module does, told by what diffusers notes on it, else by its name."""
+    if not attention:
+        return "feed_forward"
+    if getattr(module, "is_cross_attention", False) or "cross" in name.lower():
+        return "cross"
+    return "temporal" if "temp" in name.lower() else "spatial"
 
 
 def find_deep_part(model: torch.nn.Module, depth: int) -> list[Submodule]:
@@ -70,10 +86,26 @@ def find_deep_part(model: torch.nn.Module, depth: int) -> list[Submodule]:
     inner += [("mid_block", middle)] if middle is not None else []
     inner += [(f"up_blocks.{n}", b) for n, b in enumerate(up) if n < len(up) - outer]
     last = len(inner) - 1
-    return [Submodule(name, module, place != last) for place, (name, module) in enumerate(inner)]
+    return [
+        Submodule(name, module, place != last, "part") for place, (name, module) in enumerate(inner)
+    ]
 
 
-def _is_attention(name: str, module: torch.nn.Module) -> bool:
+def numbers(found: Sequence[Submodule]) -> dict[str, int]:
+    """Place of each module among those that are not mute; a mute one goes with its overwriter."""
+    read = [one.name for one in found if not one.mute]
+    places = {name: place for place, name in enumerate(read)}
+    for one in found:
+        if one.mute:
+            parent = one.name.rpartition(".")[0] + "."
+            beside = [
+                n for n in read if n.startswith(parent) and n.count(".") == one.name.count(".")
+            ]
+            places[one.name] = places[(beside or read[-1:])[-1]]
+    return places
+
+
+def is_attention(name: str, module: torch.nn.Module) -> bool:
     known = isinstance(module, Attention | AttentionModuleMixin)
     return known or type(module).__name__.endswith(("Attention", "Attn"))
 

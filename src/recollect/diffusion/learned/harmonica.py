@@ -1,0 +1,225 @@
+"""HarmoniCa (arXiv:2410.01723): a router learns which module to compute at which step.
+
+It learns from noise alone, on its own trajectories: each step starts where the cached steps before
+it have led, and is weighted with what its caching does to the final image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from recollect.diffusion.gates import ModuleMask
+from recollect.diffusion.learned.router import Mixture, Router, mixing
+from recollect.diffusion.learned.trajectory import Trajectory
+from recollect.diffusion.masks import save_mask
+from recollect.diffusion.policy import DiffusionPolicy
+from recollect.diffusion.predictors import Reuse
+from recollect.diffusion.sites import Modules
+from recollect.errors import RecipeError
+
+_PATIENCE = 0.1  # how fast the price follows the share of modules computed
+
+Proxy = Literal["single", "cumulative"]
+Progress = Callable[[int, float, float], None]
+"""Hears (trajectory, mean relative error of a step, share of modules computed)."""
+_Update = Callable[[int, torch.Tensor, torch.Tensor], None]  # step, its scores, its error
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a router is trained.
+
+    Attributes:
+        trajectories: samplings learned from, with one update per step.
+        batch: samples in each.
+        beta: price of computing a module, against the relative error of the step's output; the
+            mean weight of a step is 1. The paper's 7e-8 goes with raw weights and errors. Not
+            used with `share`.
+        share: share of modules to compute: the price begins where so many modules are worth it on
+            a first trajectory and follows what they do, and the modules with the highest scores
+            are kept.
+        proxy: a step's weight is the change of the final image when only this step is cached
+            (`single`, the paper), or when it is cached after those before it (`cumulative`, the
+            published code).
+        refresh: trajectories between two looks at the weights.
+        rate: of AdamW, without decay.
+        start: logits to begin with.
+        threshold: score above which a module is computed.
+        bound: logits stay within it on both sides.
+        seed: of noise and conditions.
+    """
+
+    trajectories: int = 200
+    batch: int = 8
+    beta: float = 1e-3
+    share: float | None = 0.5
+    proxy: Proxy = "single"
+    refresh: int = 50
+    rate: float = 0.05
+    start: float = 1.0
+    threshold: float = 0.1
+    bound: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.trajectories < 1 or self.batch < 1 or self.refresh < 1:
+            raise RecipeError("trajectories, batch and refresh are 1 or more")
+        if self.beta < 0:
+            raise RecipeError(f"beta is 0 or more, not {self.beta}")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise RecipeError(f"share is above 0 and at most 1, not {self.share}")
+        if self.proxy not in ("single", "cumulative"):
+            raise RecipeError(f"proxy is single or cumulative, not '{self.proxy}'")
+
+
+def train_router(
+    model: torch.nn.Module,
+    trajectory: Trajectory,
+    training: Training | None = None,
+    progress: Progress | None = None,
+) -> Router:
+    """Learn for every step and module whether it is worth computing.
+
+    Args:
+        model: the denoiser; its weights stay as they are.
+        trajectory: how it is sampled; the result holds for this one.
+        training: how to train.
+        progress: told after every trajectory.
+
+    Raises:
+        HostError: no attention or feed-forward modules can be recognized.
+        RecipeError: a trajectory of one step.
+    """
+    training = training or Training()
+    with mixing(model, training.threshold) as mixture:
+        return _Trainer(model, trajectory, training, mixture).train(progress)
+
+
+def save_router(
+    path: str | Path, model: torch.nn.Module, router: Router, trajectory: Trajectory,
+    training: Training,
+) -> DiffusionPolicy:  # fmt: skip
+    """Write the schedule that a router has learned; returns the policy that follows it."""
+    mask = router.mask(training.share)
+    about = {"training": asdict(training), "computed": float(mask.float().mean())}
+    save_mask(
+        path, model, mask, router.sites, trajectory.conditions, "harmonica", about,
+        {"logits": router.logits()},
+    )  # fmt: skip
+    return DiffusionPolicy(Modules(), ModuleMask(artefact=str(path)), Reuse())
+
+
+class _Trainer:
+    """One training: the router, its optimizer, the weights of steps and the price."""
+
+    def __init__(
+        self, model: torch.nn.Module, trajectory: Trajectory, training: Training, mixture: Mixture
+    ) -> None:
+        self.model, self.trajectory, self.training = model, trajectory, training
+        self.mixture = mixture
+        self.steps = len(trajectory.conditions.times)
+        if self.steps < 2:
+            raise RecipeError("a trajectory of one step has nothing to reuse")
+        self.device = next(model.parameters()).device
+        self.router = Router(
+            self.steps, mixture.sites, training.start, training.threshold, training.bound
+        ).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.router.parameters(), lr=training.rate, weight_decay=0.0
+        )
+        self.weights = torch.ones(self.steps)
+        self.beta = training.beta
+        self.generator = torch.Generator().manual_seed(training.seed)
+
+    def train(self, progress: Progress | None) -> Router:
+        if self.training.share is not None:
+            self.beta = self.fair_price(self.training.share)
+        for number in range(self.training.trajectories):
+            if number and number % self.training.refresh == 0:
+                self.weights = self.influence()
+            loss = self.follow(self._update)
+            computed = float(self.router.mask().float().mean())
+            if self.training.share is not None:
+                self.beta *= math.exp(_PATIENCE * (computed - self.training.share))
+            if progress is not None:
+                progress(number, loss, computed)
+        return self.router.eval()
+
+    def fair_price(self, share: float) -> float:
+        """The price at which, to begin with, this share of the modules is worth computing."""
+        worth: list[torch.Tensor] = []
+
+        def weigh(step: int, scores: torch.Tensor, error: torch.Tensor) -> None:
+            (slope,) = torch.autograd.grad(error, scores)
+            worth.append(-slope)
+
+        self.follow(weigh)
+        return float(torch.cat(worth).quantile(1 - share).clamp_min(1e-12))
+
+    def follow(self, update: _Update) -> float:
+        """Go along one trajectory of the student, updating at every step: the mean error."""
+        latent, arguments = self._begin()
+        timeline, total = self.trajectory.scheduler(), 0.0
+        self.mixture.begin()
+        for step, time in enumerate(timeline.timesteps):
+            given = (self.model, timeline, latent, time, arguments)
+            scores = self.router.scores(step)
+            with torch.no_grad():
+                truth = self.trajectory.evaluate(*given)
+            with self.mixture.at("soft", scores):
+                output = self.trajectory.evaluate(*given)
+            if step:
+                error = (output - truth).square().mean() / truth.square().mean()
+                update(step, scores, error)
+                total += float(error.detach())
+            latent = timeline.step(output.detach(), time, latent, return_dict=False)[0]
+        return total / (self.steps - 1)
+
+    def _update(self, step: int, scores: torch.Tensor, error: torch.Tensor) -> None:
+        (self.weights[step] * error + self.beta * scores.sum()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.router.clamp()
+
+    @torch.no_grad()
+    def influence(self) -> torch.Tensor:
+        """What caching at each step does to the final image: (T,), 1 on average."""
+        latent, arguments = self._begin()
+        single = self.training.proxy == "single"
+        mask = self.router.mask()
+        before = self._draw(latent, arguments, range(0))
+        changes = torch.zeros(self.steps)
+        for step in range(1, self.steps):
+            after = self._draw(latent, arguments, range(step if single else 1, step + 1))
+            changes[step] = (after - before).square().mean()
+            before = before if single else after
+        cached = ~mask.all(1)
+        mean = changes[cached].mean()
+        if not bool(cached.any()) or not float(mean) > 0:
+            return torch.ones(self.steps)
+        # Where nothing is cached yet nothing can be said: such a step stays at the average.
+        return torch.where(cached, changes / mean, torch.ones(self.steps))
+
+    def _draw(
+        self, latent: torch.Tensor, arguments: dict[str, torch.Tensor], cached: range
+    ) -> torch.Tensor:
+        """Sample with the learned bits at the steps in `cached`, everything computed elsewhere."""
+        timeline, full = self.trajectory.scheduler(), torch.ones(len(self.mixture.sites))
+        self.mixture.begin()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.training.seed)  # the same noise of the solver in every drawing
+            for step, time in enumerate(timeline.timesteps):
+                scores = self.router.scores(step) if step in cached else full
+                with self.mixture.at("hard", scores):
+                    output = self.trajectory.evaluate(self.model, timeline, latent, time, arguments)
+                latent = timeline.step(output, time, latent, return_dict=False)[0]
+        return latent
+
+    def _begin(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.trajectory.begin(self.training.batch, self.generator, self.device)
