@@ -76,7 +76,7 @@ def run(model: str, schedules: int, load: str, minutes: float) -> dict[str, Any]
         control = folder / "plan.json"
         transfer = connector(
             load, path=str(folder / "store"), host="16MiB", chunk=CHUNK,
-            store_factory="faulty_store:open_store",
+            admission="always", store_factory="faulty_store:open_store",
         )  # fmt: skip
         engine = Engine(
             folder / "model", transfer, environment={"RECOLLECT_FAULTS": str(control)},

@@ -3,23 +3,19 @@
     python benchmarks/vllm_store.py                     # hooks and copies, in this process
     python benchmarks/vllm_store.py --engine            # and time to first token on an 8k hit
     python benchmarks/vllm_store.py --engine --lmcache  # and the same through LMCache's server
-    python benchmarks/vllm_store.py --trace conversation_trace.jsonl.gz --requests 60
 
 Engines need `make vllm`; LMCache `python scripts/make_vllm_env.py lmcache`. The engine's model is a
-random Llama of four layers and width 512 in float32, 16 KiB of KV per token. The trace is one of
-Mooncake's: every block of 512 tokens becomes one of 32. Each figure is the best of several, engines
-take turns on one machine. Results go to benchmarks/results/vllm_store.json.
+random Llama of four layers and width 512 in float32, 16 KiB of KV per token. Each figure is the
+best of several. Results go to benchmarks/results/vllm_store.json; traces are in vllm_trace.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,17 +37,17 @@ from engine_client import Engine, connector, make_wide_model  # noqa: E402
 from recollect.store import Store  # noqa: E402
 from recollect.vllm.blocks import CpuVec  # noqa: E402
 from recollect.vllm.identity import ChunkKeys  # noqa: E402
-from recollect.vllm.messages import Load, Orders, Part  # noqa: E402
+from recollect.vllm.messages import Forward, Load, Orders, Part, Report  # noqa: E402
 from recollect.vllm.mover import LayerCache, Mover  # noqa: E402
 from recollect.vllm.planner import Planner, Policy  # noqa: E402
 from recollect.vllm.presence import Presence  # noqa: E402
+from recollect.vllm.worth import Measured  # noqa: E402
 
 BLOCK, CHUNK = 32, 256
 SHAPES = {
     "tiny-llama (4 layers, 4 heads of 32)": (4, 4, 32),
     "wide (4 layers, 8 of 64)": (4, 8, 64),
 }
-TRACE_BLOCK = 32  # tokens that stand for one of Mooncake's blocks of 512
 MOST_TOKENS = 8192
 
 
@@ -70,7 +66,9 @@ class Request:
 def hooks(requests: int = 64, tokens: int = 2048, steps: int = 300) -> dict[str, float]:
     """Microseconds per request-step of the scheduler's hooks at zero hits."""
     keys = ChunkKeys("m", namespace="n", salt="", chunk=CHUNK, hashed=BLOCK)
-    planner = Planner(Policy(chunk=CHUNK, block=BLOCK), keys, Presence(None))
+    worth = Measured(nbytes=CHUNK << 14, chunk=CHUNK)
+    worth.heard(Report(forwards=[Forward(CHUNK, CHUNK**2 / 2, 0.05)] * 3))
+    planner = Planner(Policy(chunk=CHUNK, block=BLOCK), keys, Presence(None), worth=worth)
     made = [Request(f"{n}", tokens) for n in range(requests)]
     table = list(range(tokens // BLOCK))
 
@@ -154,28 +152,11 @@ def first_token(engine: Engine, repeats: int, tokens: int = MOST_TOKENS) -> dict
     return {"cold_s": min(cold), "hit_s": min(hit), "cached": cached, "same_text": same}
 
 
-def replay(engine: Engine, trace: Path, requests: int) -> dict[str, Any]:
-    """Requests of a trace, one after the other; the engine keeps nothing of its own between."""
-    seconds, cached, tokens = [], 0, 0
-    with gzip.open(trace, "rt") as lines:
-        for line, _ in zip(lines, range(requests), strict=False):
-            blocks = json.loads(line)["hash_ids"][: MOST_TOKENS // TRACE_BLOCK]
-            asked = [token for block in blocks for token in prompt(block, TRACE_BLOCK)]
-            (answer,) = engine.generate([asked], tokens=1)
-            seconds.append(answer["seconds"])
-            cached, tokens = cached + answer["cached"], tokens + len(asked)
-            engine.forget()
-    return {
-        "median_s": statistics.median(seconds), "total_s": sum(seconds),
-        "cached_share": cached / tokens, "requests": len(seconds),
-    }  # fmt: skip
-
-
-def lmcache_server(python: Path, port: int) -> subprocess.Popen[bytes]:
+def lmcache_server(python: Path, port: int, chunk: int = CHUNK) -> subprocess.Popen[bytes]:
     """LMCache's server on this machine, as its documentation runs it."""
     command = [
         *(str(python.with_name("lmcache")), "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--l1-size-gb", "1", "--chunk-size", str(CHUNK), "--supported-transfer-mode", "auto"),
+        *("--l1-size-gb", "1", "--chunk-size", str(chunk), "--supported-transfer-mode", "auto"),
         *("--eviction-policy", "LRU"),
     ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -200,7 +181,7 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make_wide_model(model)
-        ours = connector("auto", host="4GiB", chunk=32 if arguments.trace else CHUNK)
+        ours = connector("auto", host="4GiB", chunk=CHUNK)
         choices: list[tuple[str, Any, Any]] = [("none", None, None), ("recollect", ours, None)]
         server = None
         if arguments.lmcache:
@@ -212,11 +193,7 @@ def engines(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, transfer, python in choices:
                 engine = start(model, transfer, python)
                 try:
-                    found[name] = {}
-                    if arguments.engine:
-                        found[name]["8k"] = first_token(engine, arguments.repeats)
-                    if arguments.trace:
-                        found[name]["trace"] = replay(engine, arguments.trace, arguments.requests)
+                    found[name] = first_token(engine, arguments.repeats)
                 finally:
                     engine.close()
         finally:
@@ -237,20 +214,12 @@ def show(results: dict[str, Any], console: Console) -> None:
         for name, value in figures.items():
             table.add_row(f"256 tokens, {shape}: {name}", f"{value:.2f} ms", goals.get(name, ""))
     console.print(table)
-    parts = {
-        "8k": ("cold_s", "hit_s", "cached", "same_text"),
-        "trace": ("median_s", "total_s", "cached_share", "requests"),
-    }
-    for part, columns in parts.items():
-        rows = {name: r[part] for name, r in results.get("engines", {}).items() if part in r}
-        if rows:
-            table = Table("store", *columns, title=f"time to first token, {part}", box=None)
-            for name, row in rows.items():
-                cells = [row[column] for column in columns]
-                table.add_row(
-                    name, *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells)
-                )
-            console.print(table)
+    if rows := results.get("engines"):
+        columns = ("cold_s", "hit_s", "cached", "same_text")
+        table = Table("store", *columns, title="time to first token, 8k tokens", box=None)
+        for name, row in rows.items():
+            table.add_row(name, *(_cell(row[column]) for column in columns))
+        console.print(table)
 
 
 def _cell(value: Any) -> str:
@@ -264,8 +233,6 @@ def main() -> None:
     )
     parser.add_argument("--engine", action="store_true", help="start engines: 8k tokens")
     parser.add_argument("--lmcache", action="store_true", help="and LMCache beside us")
-    parser.add_argument("--trace", type=Path, help="a Mooncake trace, .jsonl.gz")
-    parser.add_argument("--requests", type=int, default=60, help="of the trace")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/vllm_store.json")
     arguments = parser.parse_args()
@@ -275,7 +242,7 @@ def main() -> None:
         "hooks": hooks(),
         "copies": {name: copies(*shape) for name, shape in SHAPES.items()},
     }
-    if arguments.engine or arguments.trace:
+    if arguments.engine:
         results["engines"] = engines(arguments)
     show(results, Console())
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,11 @@ def engines(zoo_model, shared_folder, faults):
     """Three engines side by side: without a store, with one, and a consumer of the same disk."""
     if not PYTHON.exists():
         pytest.skip(ABSENT)
-    store = {"path": str(shared_folder), "host": "64MiB", "chunk": 64, "namespace": "tests"}
+    # A tiny model computes so fast that it would depend on the moment what is worth loading.
+    store = {
+        "path": str(shared_folder), "host": "64MiB", "chunk": 64, "namespace": "tests",
+        "admission": "always",
+    }  # fmt: skip
     first = connector("auto", store_factory="faulty_store:open_store", **store)
     second = connector("async", role="kv_consumer", lookup_seconds=5.0, **store)
     one = {**ONE_PROCESS, **threads(3)}

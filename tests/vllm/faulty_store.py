@@ -74,11 +74,11 @@ class FaultyStore:
             del whole[self._random.randrange(len(whole)) :]
         return Lease(bytes(whole))
 
-    def longest(self, keys: Sequence[bytes]) -> int:
+    def locate(self, keys: Sequence[bytes]) -> list[str]:
         fault = self._fault("drop", "delay", "raise", "lie", "bug")
         if fault == "drop":
-            return 0
-        return len(keys) if fault == "lie" else self._store.longest(keys)
+            return []
+        return ["disk"] * len(keys) if fault == "lie" else self._store.locate(keys)
 
     def delete(self, key: bytes) -> bool:
         return self._store.delete(key)

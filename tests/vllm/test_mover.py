@@ -82,6 +82,8 @@ def test_blocks_return_bit_for_bit_in_other_places(mover, caches):
     load(mover, [Part(KEY, (9, 12, 10, 7))])
     assert all(map(torch.equal, blocks_of(caches, (9, 12, 10, 7)), before))
     assert not mover.take_bad_blocks()
+    told = mover.take_report()
+    assert [read.tier for read in told.reads] == ["host"]
     assert mover.take_report() is None
 
 

@@ -10,6 +10,7 @@ from recollect.vllm.identity import ChunkKeys
 from recollect.vllm.messages import Report
 from recollect.vllm.planner import HANDOFF, PREFILL_ONLY, Planner, Policy
 from recollect.vllm.presence import Presence
+from recollect.vllm.worth import Always
 
 BLOCK, CHUNK = 16, 64
 
@@ -46,9 +47,10 @@ class Shared:
     def __init__(self, keys, delay=0.0):
         self.there, self.delay = set(keys), delay
 
-    def longest(self, keys):
+    def locate(self, keys):
         time.sleep(self.delay)
-        return next((n for n, key in enumerate(keys) if key not in self.there), len(keys))
+        found = next((n for n, key in enumerate(keys) if key not in self.there), len(keys))
+        return ["disk"] * found
 
 
 def keys():
@@ -177,7 +179,7 @@ def test_a_lookup_that_takes_too_long_is_a_miss():
 
 def test_an_unreachable_tier_is_a_miss():
     class Gone:
-        def longest(self, keys):
+        def locate(self, keys):
             raise ConnectionError("gone")
 
     assert not run(planner(Gone()), Request("a", 150)).loads
@@ -264,6 +266,78 @@ def test_a_block_table_that_cannot_be_had_loses_the_save_not_the_loads():
     orders = plan.orders({"b": 122}, broken)
     assert len(orders.loads) == 1
     assert not orders.saves
+
+
+class Choosy(Always):
+    """Loads and saves so many chunks."""
+
+    def __init__(self, load=0, save=0, probe=False):
+        super().__init__()
+        self.load, self.save, self.probe = load, save, probe
+
+    def loads(self, tiers, tokens, total, ready):
+        self.asked = (list(tiers), list(tokens), total, ready)
+        return self.load, self.probe
+
+    def saves(self, keys, start):
+        return min(self.save, len(keys))
+
+
+def choosy(shared=None, policy=None, **wants):
+    made = Policy(chunk=CHUNK, block=BLOCK, **(policy or {}))
+    return Planner(made, keys(), Presence(shared), worth=Choosy(**wants))
+
+
+def test_only_what_is_worth_loading_is_loaded():
+    request = Request("a", 250)
+    plan = choosy(Shared(keys_of(request)), load=2)
+    plan.arrived(request)
+    assert answer(plan, request, local=32) == (96, True)
+    assert plan.worth.asked == (["disk"] * 3, [32, 64, 64], 250, 32)
+    plan.allocated(request, request.blocks, 96)
+    (load,) = plan.orders({}, lambda _: None).loads
+    assert [part.blocks for part in load.parts] == [(102, 103), (104, 105, 106, 107)]
+
+
+def test_an_entry_that_is_not_loaded_may_be_probed_once():
+    request = Request("a", 250)
+    plan = choosy(Shared(keys_of(request)), load=1, probe=True)
+    plan.arrived(request)
+    answer(plan, request)
+    answer(plan, request)
+    assert plan.orders({}, lambda _: None).probes == [keys_of(request)[1]]
+    assert plan.orders({}, lambda _: None).probes == []
+
+
+def test_behind_a_chunk_that_is_not_worth_saving_none_is_saved():
+    plan = choosy(save=1)
+    plan.arrived(request := Request("a", 250))
+    saved = []
+    for _ in range(4):
+        saved += plan.orders({"a": 64}, lambda _: request.blocks).saves
+        request.num_computed_tokens += 64
+    assert [part.key for part in saved] == keys_of(request)  # one at a time, each was worth it
+    plan = choosy(save=1)
+    request = Request("b", 150)
+    assert len(run(plan, request).saves) == 1
+    request.num_computed_tokens, request.length = 150, 250
+    assert not plan.orders({"b": 100}, lambda _: request.blocks).saves
+
+
+def test_what_is_handed_off_is_saved_whatever_it_is_worth():
+    plan = choosy()
+    asked = Request("a", 150, kv_transfer_params={PREFILL_ONLY: True})
+    assert len(run(plan, asked).saves) == 2
+    assert not run(plan, Request("b", 200, tokens="other")).saves
+
+
+def test_steps_with_a_prefill_say_what_they_compute_and_decoding_does_not():
+    plan = planner()
+    orders = run(plan, request := Request("a", 150))
+    assert (orders.tokens, orders.pairs) == (150, 150 * 151 / 2)
+    request.num_computed_tokens = 150
+    assert plan.orders({"a": 1}, lambda _: request.blocks).tokens == 0
+    assert plan.orders({"a": 100, "unknown": 100}, lambda _: request.blocks).tokens == 0
 
 
 def test_memory_of_keys_is_bounded():

@@ -21,6 +21,9 @@ from recollect.vllm.versions import require
         ({"chunk": "256"}, "chunk cannot be '256'"),
         ({"save_generated": 1}, "save_generated"),
         ({"staging": -1}, "staging"),
+        ({"admission": "often"}, "measured, always"),
+        ({"min_load_tokens": "10"}, "min_load_tokens"),
+        ({"min_load_tokens": -1}, "min_load_tokens"),
         ({"namespace": 5}, "namespace"),
     ],
 )

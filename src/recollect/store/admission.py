@@ -164,15 +164,22 @@ class Admission:
 
         Entries that stand for no tokens (`tokens` = 0) are always stored: nothing is known of them.
         """
-        if self.policy.mode != "measured":
-            return self.policy.mode == "always"
-        if tokens <= 0 or self.prefill.observations == 0:
+        if self.policy.mode != "measured" or tokens <= 0:
+            return self.policy.mode != "never"
+        reuses = self.reuses_per_entry
+        return self.pays(tier, nbytes, tokens, prefix=prefix, reuses=reuses) or self._due(tier)
+
+    def pays(
+        self, tier: str, nbytes: int, tokens: int, *, prefix: int = 0, reuses: float = 1.0
+    ) -> bool:
+        """Whether so many expected `reuses` save more than the write costs. Unknown costs: yes."""
+        if self.prefill.observations == 0:
             return True
-        # The chunk's own share: what a prompt with it loaded does not have to compute.
+        # The entry's own share: what a prompt with it loaded does not have to compute.
         computing = self.prefill.predict(prefix + tokens) - self.prefill.predict(prefix)
         saved = computing - self.reading(tier).predict(nbytes)
         writing = self.writing(tier).predict(nbytes) * self.policy.write_weight
-        return (saved > 0 and self.reuses_per_entry * saved > writing) or self._due(tier)
+        return saved > 0 and reuses * saved > writing
 
     def _probe(self, passed_over: Sequence[Stored]) -> str | None:
         if not passed_over or not self._due(passed_over[0].tier):

@@ -158,14 +158,18 @@ class PrefillCost:
 
     def observe(self, tokens: int, seconds: float, prefix: int = 0) -> None:
         """Learn from a prefill of `tokens` behind `prefix` tokens."""
+        self.observe_batch(tokens, pairs(tokens, prefix), seconds)
+
+    def observe_batch(self, tokens: int, pairs: float, seconds: float) -> None:
+        """Learn from a forward of several prompts: sums of their `tokens` and `pairs`."""
         if tokens > 0:
-            self._fit.observe((1.0, tokens, _pairs(prefix, tokens)), seconds)
+            self._fit.observe((1.0, tokens, pairs), seconds)
 
     def predict(self, tokens: int, prefix: int = 0) -> float:
         """Seconds; 0 for no tokens."""
         if tokens <= 0:
             return 0.0
-        return self._fit.predict(1.0, tokens, _pairs(prefix, tokens))
+        return self._fit.predict(1.0, tokens, pairs(tokens, prefix))
 
     @property
     def observations(self) -> int:
@@ -173,5 +177,6 @@ class PrefillCost:
         return self._fit.observations
 
 
-def _pairs(prefix: int, tokens: int) -> float:
+def pairs(tokens: int, prefix: int = 0) -> float:
+    """How many pairs of tokens attend when `tokens` are computed behind `prefix`."""
     return tokens * (prefix + (tokens + 1) / 2)

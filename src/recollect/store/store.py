@@ -243,6 +243,7 @@ class Store:
             lease = self._read(tier, key)
             if lease is None:
                 continue
+            lease.tier = tier.name
             self._note("hits", "hit", key, tier.name, lease.nbytes)
             self.admission.observe_reuse(reused=1)
             if depth:

@@ -33,6 +33,7 @@ from recollect.vllm.presence import Presence
 from recollect.vllm.settings import Settings
 from recollect.vllm.stats import RecollectPrometheus, RecollectStats
 from recollect.vllm.versions import require
+from recollect.vllm.worth import Always, Measured
 
 if TYPE_CHECKING:
     from recollect.vllm.mover import Mover
@@ -131,7 +132,7 @@ class RecollectConnector(KVConnectorBase_V1):
             chunk=self._chunk, block=self._block, sync=sync, later=later,
             loads=transfer.is_kv_consumer, saves=transfer.is_kv_producer,
             hands_off=transfer.is_kv_producer and not transfer.is_kv_consumer,
-            save_generated=settings.save_generated, min_load_tokens=settings.min_load_tokens,
+            save_generated=settings.save_generated,
             lookup_seconds=settings.lookup_seconds, handoff_seconds=settings.handoff_seconds,
         )  # fmt: skip
         on_save = None
@@ -140,7 +141,20 @@ class RecollectConnector(KVConnectorBase_V1):
             self._events = EventBook(chunk=self._chunk, hashed=hashed, shared=settings.is_shared)
             on_save = self._events.ordered
         shared = settings.open_store(private=False) if settings.is_shared else None
-        return Planner(policy, keys, Presence(shared), workers=self._workers, on_save=on_save)
+        return Planner(
+            policy, keys, Presence(shared), worth=self._worth(), near=settings.nearest,
+            workers=self._workers, on_save=on_save,
+        )  # fmt: skip
+
+    def _worth(self) -> Always:
+        settings = self._settings
+        if settings.admission == "always":
+            return Always(settings.min_load_tokens or 0)
+        page = sum(spec.page_size_bytes for spec in self._specs.values())
+        return Measured(
+            nbytes=page * self._chunk // self._block, chunk=self._chunk, near=settings.nearest,
+            min_load_tokens=settings.min_load_tokens,
+        )  # fmt: skip
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -232,6 +246,11 @@ class RecollectConnector(KVConnectorBase_V1):
             chunk=self._chunk, block=self._block, staging=self._settings.staging,
             rank=self._vllm_config.parallel_config.rank,
         )  # fmt: skip
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        if self._mover is not None:
+            self._mover.begin()
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._mover is not None:

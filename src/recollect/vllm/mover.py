@@ -25,7 +25,9 @@ from recollect.store.frames.header import JSON
 from recollect.store.tiers.base import Lease
 from recollect.vllm.blocks import BlockCodec
 from recollect.vllm.identity import of_rank
-from recollect.vllm.messages import Load, Orders, Part, Report
+from recollect.vllm.messages import Load, Measured, Orders, Part, Report
+from recollect.vllm.processors import background_price, move_thread, others
+from recollect.vllm.timing import ForwardTimer
 
 logger = logging.getLogger(__name__)
 
@@ -69,27 +71,39 @@ class Mover:
         self._store, self._layers = store, list(caches.values())
         self._model, self._chunk, self._block, self._rank = model, chunk, block, rank
         self._staging, self._staged = staging, 0
-        self._saver = ThreadPoolExecutor(1, "recollect-save")
-        self._loader = ThreadPoolExecutor(LOADERS, "recollect-load")
+        apart = others()
+        self._price = background_price(apart)
+        self._saver = ThreadPoolExecutor(1, "recollect-save", move_thread, (apart,))
+        self._loader = ThreadPoolExecutor(LOADERS, "recollect-load", move_thread, (apart,))
         self._lock = threading.Lock()  # guards all below
         self._saving: dict[bytes, Future[None]] = {}
         self._arrived: set[str] = set()
         self._bad: set[int] = set()
         self._report = Report()
         device = self._layers[0].cache.device
+        self._timer = ForwardTimer(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self) -> None:
+        """A step begins: what follows is the forward, but for what is done here."""
+        self._timer.begin()
 
     def start(self, orders: Orders) -> None:
         """Carry out the loads: those the forward needs now, the others in the background."""
+        started = time.perf_counter()
         for load in orders.loads:
             if load.later:
                 self._loader.submit(self._load_later, load)
             elif not self._load(load):
                 with self._lock:
                     self._report.taint += 1
+        for key in orders.probes:
+            self._loader.submit(self._probe, key)
+        self._timer.leave_out(time.perf_counter() - started)
 
     def save(self, orders: Orders) -> None:
         """Copy what the forward just completed, to be written in the background."""
+        self._timer.end(orders)
         for part in orders.saves:
             # Behind a failed load the forward computed garbage, for all who share blocks with it.
             if orders.taint < self._report.taint or not self._has_room():
@@ -116,8 +130,8 @@ class Mover:
         with self._lock:
             report = self._report
             self._report = Report(taint=report.taint)
-        news = report.committed or report.lost or report.refused or report.failed
-        return report if news else None
+        report.forwards += self._timer.take()
+        return report if report.is_news() else None
 
     def take_counts(self) -> dict[str, int]:
         """Counters since the last call."""
@@ -177,7 +191,20 @@ class Mover:
             first = part.skip * self._block
             rows = slice(first, first + len(part.blocks) * self._block)
             self._on_stream(lambda: self._write(frame, part.blocks, rows))
+            tier = lease.tier
         self._count("loaded", frame.nbytes, len(part.blocks) * self._block, started)
+        with self._lock:
+            seconds = time.perf_counter() - started
+            self._report.reads.append(Measured(tier, frame.nbytes, seconds))
+
+    def _probe(self, key: bytes) -> None:
+        """Read an entry, to report what that takes."""
+        try:
+            self._fetch(Part(key, ()))
+        except Exception as error:
+            logger.warning("a probe failed: %s", error)
+            with self._lock:
+                self._report.lost.add(key)
 
     def _check(self, frame: Frame, part: Part) -> None:
         header = frame.header
@@ -205,7 +232,7 @@ class Mover:
         with self._lock:
             self._staged += size
             self._saving[part.key] = self._saver.submit(
-                self._write_out, part.key, kv, size, ready, started
+                self._write_out, part.key, kv, size, ready, started, time.perf_counter() - started
             )
 
     def _write_out(
@@ -215,8 +242,9 @@ class Mover:
         size: int,
         ready: torch.cuda.Event | None,
         started: float,
+        waited: float,
     ) -> None:
-        kept = False
+        kept, begun = False, time.thread_time()
         try:
             if ready is not None:
                 ready.synchronize()
@@ -235,6 +263,8 @@ class Mover:
                 else:
                     self._report.refused.add(key)
                     self.counts["saves_failed"] += 1
+                cost = waited + self._price * (time.thread_time() - begun)
+                self._report.writes.append(Measured("", size, cost))
         if kept:
             self._count("saved", size, self._chunk, started)
 

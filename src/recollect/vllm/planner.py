@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from recollect.store.costs import pairs
 from recollect.vllm.identity import ChunkKeys
 from recollect.vllm.messages import Load, Orders, Part, Report
 from recollect.vllm.presence import Lookup, Presence
+from recollect.vllm.worth import Always
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,6 @@ class Policy:
     saves: bool = True
     hands_off: bool = False
     save_generated: bool = True
-    min_load_tokens: int = 0
     lookup_seconds: float = 0.05
     handoff_seconds: float = 2.0
 
@@ -67,6 +68,10 @@ class _Known:
     local: int = 0
     passed: int = 0  # chunks that are saved, or need not be
     gave_up: bool = False
+    hands_off: bool = False  # another engine waits for all its chunks
+    ended: bool = False  # a chunk was not worth saving: those behind it could not be found
+    asked: tuple[int, int] = (-1, -1)  # the last question, and its answer
+    answer: tuple[int, bool] = (0, False)
 
 
 class Planner:
@@ -78,18 +83,24 @@ class Planner:
         keys: ChunkKeys,
         presence: Presence,
         *,
+        worth: Always | None = None,
+        near: str = "host",
         workers: int = 1,
         on_save: Callable[[bytes, Any, int], None] | None = None,
     ) -> None:
-        """`on_save` is told key, request and number of every chunk that is about to be saved."""
+        """`worth` decides what is loaded and saved, everything if left out; `near` is the tier that
+        takes saves; `on_save` is told key, request and number of every chunk about to be saved."""
         self.policy = policy
+        self.worth = worth or Always()
         self.presence = presence
         self.counts: Counter[str] = Counter()
         self._keys = keys
         self._workers = workers
         self._on_save = on_save
         self._requests: dict[str, _Known] = {}
+        self._near = near
         self._loads: list[Load] = []
+        self._probes: list[bytes] = []
         self._half: Counter[bytes] = Counter()  # committed by some workers, not by all yet
         self._taint = 0
 
@@ -105,7 +116,10 @@ class Planner:
             lookup = self.presence.look_up(keys, expected=expected, patience=patience)
         else:
             lookup = Lookup(done=True)
-        self._requests[request.request_id] = _Known(request, keys, lookup, patience)
+        self.worth.seen(keys)
+        known = _Known(request, keys, lookup, patience)
+        known.hands_off = self.policy.hands_off or bool(params.get(PREFILL_ONLY))
+        self._requests[request.request_id] = known
 
     def matched(self, request: Request, local: int) -> tuple[int | None, bool]:
         """How many tokens beyond `local` the store can supply, and whether in the background.
@@ -122,9 +136,9 @@ class Planner:
         present = self.presence.leading(known.keys, known.lookup.found) * self.policy.chunk
         usable = min(present, (request.num_tokens - 1) // self.policy.block * self.policy.block)
         known.local = local
-        if usable - local < max(1, self.policy.min_load_tokens):
-            return 0, False
-        return usable - local, self._is_later(known, local, usable)
+        if known.asked != (local, usable):
+            known.asked, known.answer = (local, usable), self._offer(known, local, usable)
+        return known.answer
 
     def allocated(self, request: Request, blocks: Sequence[int], external: int) -> None:
         """Blocks were allocated; the `external` tokens after the local ones are to be loaded."""
@@ -156,7 +170,9 @@ class Planner:
             scheduled: request id -> tokens computed in this step.
             blocks: request id -> its block table.
         """
-        orders, self._loads = Orders(self._loads, [], self._taint), []
+        orders = Orders(self._loads, probes=self._probes, taint=self._taint)
+        self._loads, self._probes = [], []
+        self._weigh(scheduled, orders)
         if self.policy.saves:
             try:
                 for name, tokens in scheduled.items():
@@ -169,6 +185,7 @@ class Planner:
     def reported(self, report: Report) -> list[bytes]:
         """Learn what the workers did. Returns the keys that all of them have committed now."""
         self._taint = max(self._taint, report.taint)
+        self.worth.heard(report)
         for key in report.lost | report.refused:
             self.presence.discard(key)
             del self._half[key]
@@ -176,7 +193,8 @@ class Planner:
                 if key in known.keys:
                     at = known.keys.index(key)
                     known.passed = min(known.passed, at)
-                    known.lookup.found = min(known.lookup.found, at)
+                    del known.lookup.tiers[at:]
+                    known.asked = (-1, -1)
         for name in report.failed & self._requests.keys():
             self._requests[name].gave_up = True
         self._half.update(report.committed)
@@ -188,8 +206,7 @@ class Planner:
     def finished(self, request: Request) -> dict[str, Any] | None:
         """Forget a request. A producer tells its consumer how many chunks to expect."""
         known = self._requests.pop(request.request_id, None)
-        asked = (request.kv_transfer_params or {}).get(PREFILL_ONLY)
-        if known is None or not self.policy.saves or not (asked or self.policy.hands_off):
+        if known is None or not self.policy.saves or not known.hands_off:
             return None
         return {HANDOFF: min(known.passed, request.num_prompt_tokens // self.policy.chunk)}
 
@@ -209,6 +226,47 @@ class Planner:
     def close(self) -> None:
         """End the lookups."""
         self.presence.close()
+
+    def _offer(self, known: _Known, local: int, usable: int) -> tuple[int, bool]:
+        """How many of the tokens from `local` to `usable` to load, and whether in background."""
+        chunk = self.policy.chunk
+        first, last = local // chunk, -(-usable // chunk)
+        if usable <= local:
+            return 0, False
+        tokens = [
+            min(usable, (at + 1) * chunk) - max(local, at * chunk) for at in range(first, last)
+        ]
+        tiers = [self._tier(known, at) for at in range(first, last)]
+        count, probe = self.worth.loads(tiers, tokens, known.request.num_tokens, local)
+        if probe:
+            self._probes.append(known.keys[first + count])
+        wanted = sum(tokens[:count])
+        self.counts["declined_tokens"] += usable - local - wanted
+        return (wanted, self._is_later(known, local, local + wanted)) if wanted else (0, False)
+
+    def _tier(self, known: _Known, at: int) -> str:
+        if known.keys[at] in self.presence:
+            return self._near
+        return known.lookup.tiers[at] or self._near
+
+    def _worth_saving(self, known: _Known, chunks: list[int]) -> list[int]:
+        keys = [known.keys[at] for at in chunks]
+        count = self.worth.saves(keys, chunks[0] * self.policy.chunk)
+        known.ended = count < len(chunks)
+        self.counts["saves_declined"] += len(chunks) - count
+        return chunks[:count]
+
+    def _weigh(self, scheduled: Mapping[str, int], orders: Orders) -> None:
+        """Say what this step computes, if it is more than decoding."""
+        if sum(scheduled.values()) - len(scheduled) < self.policy.block:
+            return
+        for name, tokens in scheduled.items():
+            known = self._requests.get(name)
+            if known is None:  # not all of the step would be told
+                orders.tokens = 0
+                return
+            orders.tokens += tokens
+            orders.pairs += pairs(tokens, known.request.num_computed_tokens)
 
     def _is_later(self, known: _Known, start: int, end: int) -> bool:
         if not (self.policy.sync and self.policy.later):
@@ -249,6 +307,8 @@ class Planner:
             if at >= known.lookup.found and known.keys[at] not in self.presence
         ]
         known.passed = complete
+        if new and not known.hands_off:
+            new = [] if known.ended else self._worth_saving(known, new)
         table = blocks(request.request_id) if new else None
         if table is None:
             return

@@ -22,16 +22,25 @@ THREADS = 4
 class Shared(Protocol):
     """The part of Store that answers lookups."""
 
-    def longest(self, keys: Sequence[bytes]) -> int: ...
+    def locate(self, keys: Sequence[bytes]) -> list[str]: ...
 
 
 class Lookup:
-    """The answer to come for one request: `found` leading keys are present, once `done`."""
+    """The answer to come for one request, once `done`.
+
+    Attributes:
+        tiers: where each of the leading keys lies; the empty string for those of our own workers.
+    """
 
     def __init__(self, done: bool = False) -> None:
-        self.found = 0
+        self.tiers: list[str] = []
         self.done = done
         self.started = time.monotonic()
+
+    @property
+    def found(self) -> int:
+        """How many leading keys are present."""
+        return len(self.tiers)
 
     def is_due(self, patience: float) -> bool:
         """Whether it is answered, or has been waited for long enough."""
@@ -99,7 +108,7 @@ class Presence:
         assert self._shared is not None
         assert self._pool is not None
         try:
-            lookup.found = known + self._shared.longest(keys[known:])
+            lookup.tiers = [""] * known + self._shared.locate(keys[known:])
             late = time.monotonic() - lookup.started > patience
             if lookup.found < min(expected, len(keys)) and not late:
                 time.sleep(POLL_SECONDS)  # and again, behind the lookups of other requests

@@ -12,6 +12,7 @@ from typing import Any
 from recollect.errors import HostError
 
 LOADS = ("auto", "sync", "async")
+ADMISSIONS = ("measured", "always")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,11 @@ class Settings:
         chunk: tokens per entry; a multiple of the engine's block size, 0 chooses one near 256.
         load: ``sync`` loads before the forward, ``async`` while other requests run; ``auto``
             takes sync for what the worker holds in memory.
-        min_load_tokens: hits shorter than this are computed.
+        admission: ``measured`` loads what is quicker to load than to compute, and saves what is
+            likely to pay for it, by costs learned from the engine's own steps; ``always`` loads
+            and saves all. What a request hands to another engine is always saved.
+        min_load_tokens: hits shorter than this are computed, all others loaded, whatever was
+            measured; None leaves that to `admission`.
         save_generated: keep the KV of generated tokens too, for the next turn.
         lookup_seconds: how long a request waits for the answer of the shared tiers.
         handoff_seconds: how long a consumer waits for what its producer announced.
@@ -50,7 +55,8 @@ class Settings:
     store_factory: str | None = None
     chunk: int = 0
     load: str = "auto"
-    min_load_tokens: int = 0
+    admission: str = "measured"
+    min_load_tokens: int | None = None
     save_generated: bool = True
     lookup_seconds: float = 0.05
     handoff_seconds: float = 2.0
@@ -65,17 +71,30 @@ class Settings:
                 near = difflib.get_close_matches(name, defaults, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise HostError(f"kv_connector_extra_config has no '{name}'{hint}")
-            if not _fits(value, defaults[name]):
+            if not _fits(value, COUNT if name == "min_load_tokens" else defaults[name]):
                 raise HostError(f"kv_connector_extra_config: {name} cannot be {value!r}")
         settings = cls(**extra)
         if settings.load not in LOADS:
             raise HostError(f"load is one of {', '.join(LOADS)}, not '{settings.load}'")
+        if settings.admission not in ADMISSIONS:
+            raise HostError(
+                f"admission is one of {', '.join(ADMISSIONS)}, not '{settings.admission}'"
+            )
         return settings
 
     @property
     def is_shared(self) -> bool:
         """Whether any tier is visible to other processes."""
         return self.path is not None or self.remote is not None
+
+    @property
+    def nearest(self) -> str:
+        """Name of the tier that takes a worker's saves."""
+        if self.host not in (None, 0, "0"):
+            return "host"
+        if self.path is not None:
+            return "disk"
+        return "redis" if str(self.remote).startswith(("redis", "valkey")) else "objects"
 
     def chunk_tokens(self, block: int) -> int:
         """Tokens per entry for an engine with blocks of `block` tokens. Raises HostError."""
@@ -123,7 +142,12 @@ class Settings:
         return made
 
 
+COUNT = object()  # None or a number of things
+
+
 def _fits(value: Any, default: Any) -> bool:
+    if default is COUNT:
+        return value is None or (type(value) is int and value >= 0)
     if default is None:
         return value is None or isinstance(value, str | int)
     if isinstance(default, bool):

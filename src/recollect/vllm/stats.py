@@ -26,6 +26,8 @@ COUNTERS = {
     "saved_us": "Microseconds from the end of a forward until an entry was written.",
     "saves_put_off": "Entries not saved in a step, to be offered again.",
     "saves_failed": "Entries that the store did not take.",
+    "saves_declined": "Entries not saved because their reuse was not expected to pay for it.",
+    "declined_tokens": "Tokens that were stored, and quicker to compute than to load.",
     "hit_tokens": "Tokens that requests were promised from the store.",
 }
 

@@ -174,9 +174,13 @@ class Lease:
         data: the bytes; kept alive, and not copied.
         ended: called once, when `release` was called and no view of the bytes is left; in any
             thread, wherever the last view dies, so it must take no lock.
+
+    Attributes:
+        nbytes: how many bytes these are.
+        tier: name of the tier they came from, where a Store says so.
     """
 
-    __slots__ = ("__weakref__", "_view", "nbytes")
+    __slots__ = ("__weakref__", "_view", "nbytes", "tier")
 
     def __init__(self, data: Buffer, ended: Callable[[], None] | None = None) -> None:
         # An array of its own for each lease: every view of the bytes refers to it, so that its end
@@ -185,6 +189,7 @@ class Lease:
         owner = np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
         owner.flags.writeable = False
         self.nbytes = owner.nbytes
+        self.tier = ""
         self._view: memoryview | None = owner.data
         if ended is not None:
             weakref.finalize(owner, ended).atexit = False
