@@ -176,9 +176,8 @@ def last_text(asked: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def gateway_before(upstream: str, **settings: Any) -> Iterator[tuple[str, Gateway]]:
     """A gateway in front of an address; its own address and its parts."""
-    parts = {
-        name: settings.pop(name) for name in ("answers", "clock", "tracing") if name in settings
-    }
+    names = ("answers", "clock", "tracing", "judge")
+    parts = {name: settings.pop(name) for name in names if name in settings}
     gateway = Gateway(GatewayConfig(upstream=upstream, **settings), **parts)
     with serving(create_app(gateway=gateway)) as address:
         RUNNING.append(gateway)

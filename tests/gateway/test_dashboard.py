@@ -12,6 +12,7 @@ from test_front import CHAT, HTTP, post
 
 from recollect.gateway.config import Budget, Key, Price, fingerprint
 from recollect.gateway.dashboard import page
+from recollect.gateway.incontext import ExamplesConfig, Served
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -136,6 +137,26 @@ def test_the_page_can_be_read_without_seeing_it(opened, browser):
     heads = "return [...document.querySelectorAll('th')].every(h => h.scope)"
     assert browser.execute_script(heads)
     assert browser.execute_script("return document.documentElement.lang") == "en"
+
+
+def test_the_split_between_models_is_shown_where_there_is_one(opened, start, browser):
+    assert browser.execute_script("return document.getElementById('split').hidden")
+    models = (Served("small"), Served("large", 8, strong=True))
+    arguments = {"explore": False, "cost_price": 10.0}
+    examples = ExamplesConfig(models=models, encoder="ngram", arguments=arguments)
+    address, _ = start(admin_key="root", examples=examples)
+    for model in ("large", "auto"):
+        answer = post(address, {**CHAT, "model": model})
+    told = {"answer": answer.headers["x-recollect-answer"], "quality": 0.5}
+    headers = {"authorization": "Bearer alice"}
+    HTTP.post(f"{address}/recollect/feedback", json=told, headers=headers)
+    browser.get("about:blank")
+    browser.get(f"{address}/recollect#key=root")
+    until(browser, "!document.getElementById('split').hidden")
+    cells = texts(browser, "#routed tbody th, #routed tbody td")
+    assert cells[:5] == ["small", "1", "100 %", "100 %", "1"]
+    assert cells[6:] == ["1", "0.50"]
+    assert "1 past answers" in texts(browser, "#examples")[0]
 
 
 def test_nothing_is_wider_than_a_phone(opened, browser):

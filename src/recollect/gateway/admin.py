@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from recollect.errors import RecipeError, StoreError
+from recollect.errors import GatewayError, RecipeError, StoreError
 from recollect.gateway import documents
 from recollect.gateway.asked import read_body
 from recollect.gateway.gateway import Gateway
@@ -45,6 +45,10 @@ class Admin:
         """Remove stored answers, or say which would go."""
         return await self._guarded(request, self._purge)
 
+    async def replay(self, request: Request) -> Response:
+        """Make the answers of examples again that promise most, and keep the better ones."""
+        return await self._guarded(request, self._replay)
+
     async def metrics(self, request: Request) -> Response:
         """Prometheus's page."""
         gateway = self._gateway
@@ -73,6 +77,7 @@ class Admin:
             "now": gateway.clock.now(),
             "answers": stats,
             "accounts": spent,
+            "examples": gateway.routes.figures() if gateway.routes is not None else None,
             "flights": len(gateway.flights),
             "load": gateway.load_of_busiest(),
             "upstream": gateway.config.upstream,
@@ -120,12 +125,27 @@ class Admin:
             raise Refusal(400, "'dry_run' must be true or false", "invalid_request")
         answers = self._gateway.cache.answers
         purged = await self._gateway.cache.run(lambda: answers.purge(**asked, dry_run=dry_run))
+        routes, examples = self._gateway.routes, 0
+        if routes is not None:
+            examples = await routes.run(lambda: routes.purge(dry_run, **asked))
         return {
             "count": len(purged),
+            "examples": examples,
             "ids": list(purged.ids),
             "categories": dict(purged.categories),
             "dry_run": purged.dry_run,
         }
+
+    async def _replay(self, request: Request) -> dict[str, Any]:
+        refiner = self._gateway.refiner
+        if refiner is None:
+            raise Refusal(400, "this gateway keeps no examples", "invalid_request")
+        try:
+            return (await refiner.replay())._asdict()
+        except Refusal:
+            raise
+        except GatewayError as error:
+            raise Refusal(400, str(error), "invalid_request") from None
 
 
 def _not_admin() -> Refusal:

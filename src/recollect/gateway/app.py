@@ -16,6 +16,7 @@ from recollect.gateway.admin import Admin
 from recollect.gateway.config import GatewayConfig
 from recollect.gateway.dashboard import page
 from recollect.gateway.embedding import EmbeddingFront
+from recollect.gateway.feedback import Feedback
 from recollect.gateway.front import Front
 from recollect.gateway.gateway import Gateway
 from recollect.gateway.passing import Passing
@@ -51,7 +52,9 @@ def create_app(config: GatewayConfig | None = None, gateway: Gateway | None = No
         _add(app, "POST", protocol.path, Front(gateway, protocol))
     _add(app, "POST", "/v1/embeddings", EmbeddingFront(gateway))
     _add(app, "GET", "/v1/models", Passing(gateway))
+    _add(app, "POST", "/recollect/feedback", Feedback(gateway))
     _add(app, "POST", "/recollect/purge", admin.purge)
+    _add(app, "POST", "/recollect/replay", admin.replay)
     _add(app, "GET", "/recollect/figures", admin.figures)
     _add(app, "GET", "/recollect/audit", admin.audit)
     _add(app, "GET", "/metrics", admin.metrics)

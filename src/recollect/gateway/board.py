@@ -63,6 +63,24 @@ class Tally:
         self.seconds += outcome.saved_seconds
 
 
+@dataclass
+class Routed:
+    """Sums of one model that requests were routed to.
+
+    Attributes:
+        requests, helped: requests, and those with examples.
+        examples, tokens: shown, and what they added to prompts by estimate.
+        rated, quality: answers that were rated, and the sum of the ratings.
+    """
+
+    requests: int = 0
+    helped: int = 0
+    examples: int = 0
+    tokens: int = 0
+    rated: int = 0
+    quality: float = 0.0
+
+
 class Board:
     """The figures.
 
@@ -76,6 +94,7 @@ class Board:
         self._metrics, self._since = metrics, since
         self._categories: defaultdict[str, Tally] = defaultdict(Tally)
         self._latest: deque[Outcome] = deque(maxlen=latest)
+        self._routed: defaultdict[str, Routed] = defaultdict(Routed)
         self.spent_tokens = 0
         self.spent_money = 0.0
         self.provider_cached_tokens = 0
@@ -101,6 +120,21 @@ class Board:
         self.provider_cached_tokens += provider_cached
         self._metrics.spend(tokens, money, provider_cached)
 
+    def route(self, model: str, examples: int, tokens: int) -> None:
+        """A request goes to this model, with so many examples."""
+        routed = self._routed[model]
+        routed.requests += 1
+        routed.helped += examples > 0
+        routed.examples += examples
+        routed.tokens += tokens
+        self._metrics.route(model, examples, tokens)
+
+    def rate(self, model: str, quality: float) -> None:
+        """An answer of this model was rated."""
+        self._routed[model].rated += 1
+        self._routed[model].quality += quality
+        self._metrics.rate(model, quality)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON has it."""
         categories = [
@@ -114,5 +148,6 @@ class Board:
                 "money": self.spent_money,
                 "provider_cached_tokens": self.provider_cached_tokens,
             },
+            "routed": [{"model": name, **asdict(one)} for name, one in self._routed.items()],
             "latest": [asdict(outcome) for outcome in self._latest],
         }

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from recollect.errors import GatewayError
+from recollect.gateway.incontext.settings import ExamplesConfig, build_examples
 from recollect.gateway.protocols import Usage
 
 PERIODS = {"minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2592000}
@@ -118,6 +119,7 @@ class GatewayConfig:
             first byte, requests in flight; None leaves that one out.
         audit: file of the audit log; empty keeps none.
         budgets: SQLite file of what was spent; empty forgets it at the end.
+        examples: past answers as examples, and routing between models; None does neither.
         trace: make OpenTelemetry spans.
         metrics: `open` or `admin` (asks for the admin key).
     """
@@ -147,6 +149,7 @@ class GatewayConfig:
     target_requests: int | None = None
     audit: str = ""
     budgets: str = ""
+    examples: ExamplesConfig | None = None
     trace: bool = False
     metrics: str = "open"
 
@@ -201,6 +204,8 @@ def build_config(found: Mapping[str, Any]) -> GatewayConfig:
     try:
         values["prices"] = {k: Price(**v) for k, v in (values.get("prices") or {}).items()}
         values["keep"] = frozenset(values.get("keep") or {"stop"})
+        if values.get("examples") is not None:
+            values["examples"] = build_examples(values["examples"])
         if isinstance(values.get("secret"), str):
             values["secret"] = values["secret"].encode()
         keys, budgets = _tenants(tenants)

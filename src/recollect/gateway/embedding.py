@@ -129,9 +129,7 @@ class EmbeddingFront:
             call = self._fetch(
                 asked, [items[at] for at in ours], [lookups[at] for at in ours], futures, span
             )
-            task = loop.create_task(self._fly(call, list(ours.values()), futures))
-            self._gateway.calls.add(task)
-            task.add_done_callback(self._gateway.calls.discard)
+            self._gateway.beside(self._fly(call, list(ours.values()), futures))
         return waiting
 
     async def _fly(

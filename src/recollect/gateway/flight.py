@@ -17,6 +17,7 @@ from recollect.gateway.refusals import Refusal
 log = logging.getLogger("recollect.gateway")
 
 if TYPE_CHECKING:
+    from recollect.gateway.incontext.routes import Route
     from recollect.gateway.upstream import Head
 
 
@@ -29,11 +30,13 @@ class Flight:
         travellers: how many read it now.
         boarded: how many ever did.
         task: flies it.
+        route: where it goes and with what examples, where that was chosen.
     """
 
     def __init__(self) -> None:
         self.head: Head | None = None
         self.failure: Refusal | None = None
+        self.route: Route | None = None
         self.travellers = self.boarded = 0
         self._chunks: list[bytes] = []
         self._landed = False

@@ -72,8 +72,6 @@ class Front:
         return await self._forward(request, asked, None if bypass else lookup, bypass, span)
 
     async def _look_up(self, asked: Asked) -> Lookup:
-        config = self._gateway.config
-        address = config.address(asked.model, self._protocol.name)
         return await self._gateway.cache.lookup(
             asked.document,
             protocol=self._protocol.name,
@@ -81,7 +79,7 @@ class Front:
             user=asked.caller.id,
             conversation=asked.directives.conversation,
             category=asked.directives.category,
-            load=self._gateway.load(address).now(),
+            load=self._gateway.load_before(asked.model, self._protocol.name),
             headers=asked.headers,
         )
 
@@ -152,7 +150,8 @@ class Front:
         about = outcome(gateway, self._protocol.name, asked, kind, reason)
         category = lookup.ticket.category if lookup is not None and lookup.ticket else ""
         gateway.board.note(about(category=category, status=head.status))
-        headers = [*head.headers, *disclosed(gateway.config, kind, lookup, bypass)]
+        told = disclosed(gateway.config, kind, lookup, bypass, flight.route)
+        headers = [*head.headers, *told]
         if isinstance(body, bytes):
             passenger.leave()
         return reply(head.status, headers, body)

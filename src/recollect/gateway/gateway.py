@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from recollect.answers import Answers, Clock, SystemClock
 from recollect.answers.backends.base import open_backend
@@ -22,6 +23,11 @@ from recollect.gateway.protocols import Usage
 from recollect.gateway.tracing import Tracing, make_tracing
 from recollect.gateway.upstream import Upstream
 
+if TYPE_CHECKING:
+    from recollect.gateway.incontext.judge import Judge
+    from recollect.gateway.incontext.refine import Refiner
+    from recollect.gateway.incontext.routes import Routes
+
 log = logging.getLogger("recollect.gateway")
 
 _SAVE_SECONDS = 1.0  # how much spending a crash may forget
@@ -37,6 +43,8 @@ class Gateway:
         answers: the response cache; opened as `config` says when None.
         clock: of everything that ages.
         tracing: makes spans; as `config` says when None.
+        judge: rates answers of routed requests in a thread: (query, answer) -> quality in [0, 1]
+            or None; the model that `config` names when None.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class Gateway:
         answers: Answers | None = None,
         clock: Clock | None = None,
         tracing: Tracing | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.config = config
         self.clock = clock or SystemClock()
@@ -58,10 +67,16 @@ class Gateway:
         self.board = Board(self.metrics, self.clock.now())
         self.metrics.gauge("flights", "Generations under way", lambda: len(self.flights))
         self.metrics.gauge("load", "Load of the busiest upstream", self.load_of_busiest)
+        self.routes: Routes | None = None
+        self.refiner: Refiner | None = None
+        if config.examples is not None:
+            self.routes, self.refiner = self._learning(judge)
         self._loads: dict[str, Load] = {}
         self._upstream: Upstream | None = None
         self._chores: list[asyncio.Task[None]] = []
-        self.calls: set[asyncio.Task[None]] = set()  # of embeddings, which board no flight
+        self.calls: set[asyncio.Task[None]] = (
+            set()
+        )  # of embeddings and judges, which board no flight
 
     @property
     def upstream(self) -> Upstream:
@@ -74,10 +89,13 @@ class Gateway:
         """Open connections, load the encoder and begin the chores."""
         await self.cache.warm()
         self._upstream = Upstream(self.config)
-        self._chores = [
-            asyncio.create_task(self._every(_SAVE_SECONDS, self._save)),
-            asyncio.create_task(self._every(_SWEEP_SECONDS, self._sweep)),
-        ]
+        chores = [(_SAVE_SECONDS, self._save), (_SWEEP_SECONDS, self._sweep)]
+        if self.routes is not None and self.refiner is not None:
+            await self.routes.warm()
+            chores.append((_SWEEP_SECONDS, self._sweep_examples))
+            if self.refiner.judges and self.routes.settings.replay_seconds:
+                chores.append((self.routes.settings.replay_seconds, self._replay))
+        self._chores = [asyncio.create_task(self._every(*chore)) for chore in chores]
 
     async def stop(self) -> None:
         """Close everything; what was spent is written down."""
@@ -87,6 +105,9 @@ class Gateway:
         await self.flights.settled(_STOP_SECONDS)
         if self.calls:
             await asyncio.wait(self.calls, timeout=_STOP_SECONDS)
+        if self.routes is not None and self.refiner is not None:
+            await self.refiner.close()
+            await self.routes.close()
         if self._upstream is not None:
             await self._upstream.close()
         await self.cache.close()
@@ -103,6 +124,18 @@ class Gateway:
         """The highest load of all upstreams."""
         return max((load.now() for load in self._loads.values()), default=0.0)
 
+    def load_before(self, model: str, protocol: str) -> float:
+        """The load of what a request for this model may need, before it is routed."""
+        if self.routes is not None and self.routes.serves(model):
+            model = self.routes.settings.strong
+        return self.load(self.config.address(model, protocol)).now()
+
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that no client waits for."""
+        call = asyncio.get_running_loop().create_task(work)
+        self.calls.add(call)
+        call.add_done_callback(self.calls.discard)
+
     def charge(self, caller: Caller, usage: Usage, money: float) -> None:
         """Take what an answer cost from the caller's accounts, and count it."""
         self.budgets.charge(caller.spends, usage.total, money)
@@ -114,6 +147,27 @@ class Gateway:
     async def _sweep(self) -> None:
         await self.cache.run(self.cache.answers.sweep)
         await self.cache.run(self.cache.answers.refresh)
+
+    async def _sweep_examples(self) -> None:
+        assert self.routes is not None
+        await self.routes.run(self.routes.expire)
+        await self.routes.run(self.routes.save)
+
+    async def _replay(self) -> None:
+        assert self.refiner is not None
+        await self.refiner.replay()
+
+    def _learning(self, judge: Judge | None) -> tuple[Routes, Refiner]:
+        from recollect.gateway.incontext.judge import Asker  # numpy, and only here
+        from recollect.gateway.incontext.refine import Refiner
+        from recollect.gateway.incontext.routes import Routes
+
+        async def forget(entry_id: int) -> None:
+            await self.cache.run(lambda: self.cache.answers.forget(entry_id, by="rating"))
+
+        routes = Routes(self.config, self.clock, self.board)
+        asker = Asker(self.config, self.board, lambda: self.upstream)
+        return routes, Refiner(routes, asker, judge, forget)
 
     async def _every(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:
         while True:

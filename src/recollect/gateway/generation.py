@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recollect.answers import Lookup
+from recollect.answers import Lookup, Stored
+from recollect.answers.documents import answer_text, read_document
+from recollect.answers.protocols import hidden_state
 from recollect.errors import GatewayError
 from recollect.gateway import documents
 from recollect.gateway import headers as hd
@@ -22,6 +24,9 @@ from recollect.gateway.protocols import Protocol, Usage
 from recollect.gateway.sse import SSEParser
 from recollect.gateway.tracing import Span
 from recollect.gateway.upstream import Response, decoder
+
+if TYPE_CHECKING:
+    from recollect.gateway.incontext.routes import Route
 
 log = logging.getLogger("recollect.gateway")
 
@@ -43,6 +48,8 @@ class Generation:
     ) -> None:
         self._gateway, self._protocol, self._asked = gateway, protocol, asked
         self._lookup, self._span = lookup, span
+        self._model, self._body = asked.model, asked.body
+        self._route: Route | None = None
         self._document: bytes | None = None  # the answer, when it is complete
         self._problem = ""  # why it is not kept
         self._events = 0
@@ -53,7 +60,8 @@ class Generation:
     async def fly(self, flight: Flight) -> None:
         """Call, forward, settle. Raises Refusal when there is no answer."""
         gateway, asked, config = self._gateway, self._asked, self._gateway.config
-        address = config.address(asked.model, self._protocol.name)
+        await self._plan(flight)
+        address = config.address(self._model, self._protocol.name)
         load = gateway.load(address)
         began = time.perf_counter()
         headers = hd.upwards(asked.pairs, config.upstream_key, asked.caller.known)
@@ -61,7 +69,7 @@ class Generation:
         load.in_flight += 1
         try:
             async with gateway.upstream.open(
-                "POST", address + self._protocol.path, headers, asked.body
+                "POST", address + self._protocol.path, headers, self._body
             ) as response:
                 load.learn(time.perf_counter() - began)
                 self._first = asked.waited
@@ -84,7 +92,42 @@ class Generation:
         others = flight.boarded - 1
         category = self._lookup.ticket.category if self._lookup and self._lookup.ticket else ""
         gateway.board.spare(category, others * self.usage.total, others * self.money)
-        await self._keep(flight, seconds)
+        stored = await self._keep(flight, seconds)
+        await self._learn(stored)
+
+    async def _plan(self, flight: Flight) -> None:
+        """Choose the model and the examples, where the request leaves that to the gateway."""
+        gateway, asked = self._gateway, self._asked
+        if gateway.routes is None or not gateway.routes.serves(asked.model):
+            return
+        load = gateway.load_before(asked.model, self._protocol.name)
+        # What is at the provider is there for one of the models only.
+        bound = self._protocol.bypass(asked.document) or hidden_state(
+            asked.document, self._protocol.name
+        )
+        self._route, self._body = await gateway.routes.plan(
+            asked, self._protocol, load, bool(bound)
+        )
+        self._model, flight.route = self._route.model, self._route
+
+    async def _learn(self, stored: Stored | None) -> None:
+        """What may be stored and served may be shown to others as well, nothing else."""
+        gateway, route = self._gateway, self._route
+        if gateway.routes is None:
+            return
+        text = None
+        if stored and stored.status == "live" and self._document is not None:
+            text = answer_text(read_document(self._document))
+        if route is not None and gateway.refiner is not None:
+            if self._problem:
+                gateway.routes.drop(route)
+                return
+            query, route.entry_id = route.used.query, stored.id if stored else None
+            await gateway.routes.learn(route, text)
+            if route.wants_feedback and text and query and gateway.refiner.judges:
+                gateway.beside(gateway.refiner.judge(route, query, text))
+        elif text and gateway.routes.watches(self._model):
+            await gateway.routes.watch(self._asked, self._protocol, text)
 
     async def _whole(self, flight: Flight, response: Response) -> None:
         body = await response.read()
@@ -154,22 +197,22 @@ class Generation:
                 self._problem = self._problem or "not a document of this protocol"
         # An upstream that does not say is charged by rule of thumb: a token for four bytes of
         # the request, and for every event of the stream.
-        self.usage = usage or Usage(len(self._asked.body) // 4, self._events)
-        self.money = self._gateway.config.price(self._asked.model).of(self.usage)
+        self.usage = usage or Usage(len(self._body) // 4, self._events)
+        self.money = self._gateway.config.price(self._model).of(self.usage)
         self._gateway.charge(self._asked.caller, self.usage, self.money)
 
-    async def _keep(self, flight: Flight, seconds: float) -> None:
+    async def _keep(self, flight: Flight, seconds: float) -> Stored | None:
         """Store the answer, where nothing speaks against it."""
         problem = self._problem or self._unfit()
         if self._lookup is None or self._lookup.ticket is None or problem:
             log.debug("not stored: %s", problem)
-            return
+            return None
         assert self._document is not None
         assert flight.head is not None
         facts = {
             "status": flight.head.status,
             "complete": True,
-            "model": self._asked.model,
+            "model": self._model,
             "prompt_tokens": self.usage.prompt,
             "completion_tokens": self.usage.completion,
             "money": self.money,
@@ -185,6 +228,7 @@ class Generation:
         )
         self._gateway.metrics.stored(bool(stored))
         log.debug("stored: %s", stored)
+        return stored
 
     def _unfit(self) -> str:
         """Why a complete answer is not kept all the same."""

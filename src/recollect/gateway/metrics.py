@@ -30,6 +30,10 @@ class Metrics:
         self._spent_tokens = counter("upstream_tokens", "Tokens paid for")
         self._spent_money = counter("upstream_money", "Money paid")
         self._cached = counter("upstream_cached_tokens", "Prompt tokens in the provider's cache")
+        self._routed = counter("routed", "Requests routed to a model", "model", "examples")
+        self._example_tokens = counter("example_tokens", "Tokens that examples added", "model")
+        self._rated = counter("rated", "Answers that were rated", "model")
+        self._quality = counter("quality", "Sum of ratings from 0 to 1", "model")
         self._stored = counter("writes", "Answers offered to the store", "result")
         self._seconds = Histogram(
             _PREFIX + "first_byte_seconds",
@@ -64,6 +68,16 @@ class Metrics:
     def stored(self, kept: bool) -> None:
         """An answer was offered to the store."""
         self._stored.labels("stored" if kept else "refused").inc()
+
+    def route(self, model: str, examples: int, tokens: int) -> None:
+        """A request goes to this model, with so many examples."""
+        self._routed.labels(model, "yes" if examples else "no").inc()
+        self._example_tokens.labels(model).inc(tokens)
+
+    def rate(self, model: str, quality: float) -> None:
+        """An answer of this model was rated."""
+        self._rated.labels(model).inc()
+        self._quality.labels(model).inc(quality)
 
     def page(self) -> bytes:
         """The text that Prometheus reads."""

@@ -39,6 +39,8 @@ _SUMMARIES = {
     "/recollect": ("recollect", "Dashboard"),
     "/recollect/figures": ("recollect", "Figures of the dashboard"),
     "/recollect/audit": ("recollect", "Latest lines of the audit log"),
+    "/recollect/feedback": ("recollect", "Say how good a routed answer was"),
+    "/recollect/replay": ("recollect", "Make answers of examples again, keep the better"),
     "/recollect/purge": ("recollect", "Remove stored answers, or say which would go"),
     "/metrics": ("recollect", "Prometheus metrics"),
     "/healthz": ("recollect", "Whether the gateway is up"),
@@ -76,14 +78,25 @@ _PURGE = {
 }
 _PURGED = {
     "type": "object",
-    "required": ["count", "ids", "categories", "dry_run"],
+    "required": ["count", "examples", "ids", "categories", "dry_run"],
     "properties": {
         "count": _COUNTS,
+        "examples": {**_COUNTS, "description": "Examples for other models."},
         "ids": {"type": "array", "items": {"type": "integer"}},
         "categories": {"type": "object", "additionalProperties": _COUNTS},
         "dry_run": {"type": "boolean"},
     },
 }
+
+_FEEDBACK = {
+    "type": "object",
+    "required": ["answer", "quality"],
+    "properties": {
+        "answer": {"type": "string", "description": "x-recollect-answer of the answer."},
+        "quality": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+}
+_OURS: dict[str, dict[str, Any]] = {"/recollect/purge": _PURGE, "/recollect/feedback": _FEEDBACK}
 
 
 def describe(method: str, path: str) -> dict[str, Any]:
@@ -118,14 +131,16 @@ def _content(path: str) -> dict[str, Any]:
 
 
 def _request(path: str) -> dict[str, Any]:
-    if path == "/recollect/purge":
-        schema: dict[str, Any] = _PURGE
+    if path == "/recollect/replay":
+        return {}
+    if path in _OURS:
+        schema = _OURS[path]
     else:
         schema = {"type": "object", "required": ["model"], "properties": {"model": _MODEL}}
         if path in _GENERATING:
             schema["properties"] = {"model": _MODEL, "stream": _STREAM}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if path == "/recollect/purge":
+    if path in _OURS:
         return {"requestBody": body}
     names = {
         "cache-control": ("no-cache, no-store, max-age=SECONDS, only-if-cached", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
@@ -17,6 +18,9 @@ from recollect.gateway.config import GatewayConfig
 from recollect.gateway.gateway import Gateway
 from recollect.gateway.protocols import Protocol
 from recollect.gateway.refusals import Refusal
+
+if TYPE_CHECKING:
+    from recollect.gateway.incontext.routes import Route
 
 CACHE = "x-recollect-cache"
 _UNPRINTABLE = re.compile(r"[^ -~]")
@@ -46,7 +50,11 @@ def refuse(protocol: Protocol, refusal: Refusal) -> Response:
 
 
 def disclosed(
-    config: GatewayConfig, kind: str, lookup: Lookup | None, bypass: str = ""
+    config: GatewayConfig,
+    kind: str,
+    lookup: Lookup | None,
+    bypass: str = "",
+    route: Route | None = None,
 ) -> hd.Pairs:
     """Headers that say how the answer came about, as far as the configuration lets them.
 
@@ -69,6 +77,14 @@ def disclosed(
         told["x-recollect-reason"] = bypass or lookup.reason
         if hit:
             told["x-recollect-similarity"] = f"{lookup.similarity:.4f}"
+    if route is not None:
+        told |= {
+            "x-recollect-model": route.model,
+            "x-recollect-examples": str(route.examples),
+            "x-recollect-answer": route.id,
+        }
+        if route.wants_feedback:
+            told["x-recollect-feedback"] = "wanted"
     # Reasons may quote the request: only what a header can carry.
     return [(name, _UNPRINTABLE.sub("?", value)) for name, value in told.items()]
 

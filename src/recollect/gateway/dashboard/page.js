@@ -91,6 +91,15 @@ function draw(f) {
       number(whole.format(c.tokens)), number(few.format(c.seconds)), number(money(c.money)),
     ];
   }), 7, "No request yet.");
+  const routed = sum(f.routed.map(r => r.requests));
+  $("split").hidden = !f.examples;
+  if (f.examples) $("examples").textContent = `Requests for “${f.examples.model}”, by the model that answered. ${whole.format(f.examples.examples)} past answers are kept as examples (${whole.format(f.examples.bytes / 1000)} kB).`;
+  fill($("routed").tBodies[0], f.routed.map(r => [
+    named(r.model), number(whole.format(r.requests)), number(percent(r.requests / routed)),
+    number(percent(r.helped / r.requests)), number(r.helped ? few.format(r.examples / r.helped) : "–"),
+    number(whole.format(r.tokens)), number(whole.format(r.rated)),
+    number(r.rated ? (r.quality / r.rated).toFixed(2) : "–"),
+  ]), 8, "No request yet.");
   fill($("latest").tBodies[0], f.latest.map(o => {
     const tag = element("td");
     tag.append(element("span", NAMES[o.kind], `tag ${o.kind}`));
