@@ -316,9 +316,9 @@ def test_replay_runs_by_itself_and_a_worse_answer_is_not_kept(start, upstream):
 def test_replaying_needs_somebody_who_judges(routed, start):
     address, _ = routed()
     answer = HTTP.post(f"{address}/recollect/replay", headers=ADMIN)
-    assert (answer.status_code, "name a judge" in answer.text) == (400, True)
+    assert (answer.status_code, "name a judge" in answer.text) == (409, True)
     plain, _ = start(admin_key="root")
-    assert HTTP.post(f"{plain}/recollect/replay", headers=ADMIN).status_code == 400
+    assert HTTP.post(f"{plain}/recollect/replay", headers=ADMIN).status_code == 404
     assert HTTP.post(f"{plain}/recollect/replay").status_code == 401
 
 

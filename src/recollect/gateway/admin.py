@@ -139,13 +139,13 @@ class Admin:
     async def _replay(self, request: Request) -> dict[str, Any]:
         refiner = self._gateway.refiner
         if refiner is None:
-            raise Refusal(400, "this gateway keeps no examples", "invalid_request")
+            raise Refusal(404, "this gateway keeps no examples", "not_found")
         try:
             return (await refiner.replay())._asdict()
         except Refusal:
             raise
         except GatewayError as error:
-            raise Refusal(400, str(error), "invalid_request") from None
+            raise Refusal(409, str(error), "nobody_judges") from None
 
 
 def _not_admin() -> Refusal:
