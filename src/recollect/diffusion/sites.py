@@ -10,11 +10,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
+import torch
+
+from recollect.diffusion.artefacts import Artefact
 from recollect.diffusion.clock import Step
 from recollect.diffusion.parts import Part
 from recollect.errors import RecipeError
+
+BLOCK_PREFERENCES = "block-preferences"
 
 Range = tuple[int, int]
 """Blocks from the first to before the second, in the order in which they run."""
@@ -44,6 +50,8 @@ class BlockSite(Site, ABC):
 
     absolute: ClassVar[bool] = False
     """Whether the output of a span is held, rather than what it adds."""
+    optional: ClassVar[bool] = False
+    """Whether there may be no span, so that every step is computed."""
 
     @abstractmethod
     def spans(self, blocks: int, probe: int) -> tuple[Range, ...]:
@@ -116,17 +124,43 @@ class StageSpan(BlockSite):
 
 @dataclass(frozen=True)
 class Blocks(BlockSite):
-    """Chosen blocks; those that follow one another form a span (ProfilingDiT)."""
+    """Chosen blocks; those that follow one another form a span (ProfilingDiT).
 
-    chosen: tuple[int, ...] = ()
+    Attributes:
+        chosen: their numbers, in the order in which blocks run; none leaves every step computed.
+        profile: file of what was profiled (`attention.profiling`), instead of the numbers; its
+            model is checked.
+    """
+
+    chosen: tuple[int, ...] | None = None
+    profile: str = ""
+
+    optional: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "chosen", tuple(sorted(set(self.chosen))))
+        if self.chosen is not None and self.profile:
+            raise RecipeError("give the blocks as `chosen` or by their `profile`, not both")
+        if self.chosen is not None:
+            object.__setattr__(self, "chosen", tuple(sorted(set(self.chosen))))
+
+    def check(self, model: torch.nn.Module, sites: tuple[str, ...]) -> None:
+        if self.chosen is None and not self.profile:
+            raise RecipeError("no blocks are chosen: give `chosen`, or a `profile` of this model")
+        if self.profile:
+            self.__dict__.pop("_profiled", None)  # the file may be a newer one
+            self._profiled.check(model)
+
+    @cached_property
+    def _profiled(self) -> Artefact:
+        return Artefact.load(self.profile, BLOCK_PREFERENCES)
 
     def spans(self, blocks: int, probe: int) -> tuple[Range, ...]:
-        if self.chosen and self.chosen[-1] >= blocks:
-            raise RecipeError(f"block {self.chosen[-1]} is chosen and the model has {blocks}")
-        return runs([block for block in self.chosen if block >= probe])
+        chosen = self.chosen or ()
+        if self.profile:
+            chosen = tuple(self._profiled.tensors["chosen"].tolist())
+        if chosen and chosen[-1] >= blocks:
+            raise RecipeError(f"block {chosen[-1]} is chosen and the model has {blocks}")
+        return runs([block for block in chosen if block >= probe])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train the video models: rectified flow on drawn clips, in about half an hour on one CPU thread."""
+"""Train the video models: rectified flow on drawn clips, within an hour on one CPU thread."""
 
 from __future__ import annotations
 
@@ -133,9 +133,10 @@ class _Run:
     def __init__(self, name: str, folder: Path, seed: int, device: str) -> None:
         torch.manual_seed(seed)
         self.folder, self.seed, self.step, self.seconds = folder, seed, 0, 0.0
-        self.parts = torch.nn.ModuleList([MODELS[name](), Captions()]).to(device)
-        self.average = copy.deepcopy(self.parts).eval()
-        inner, others = [], []
+        self.parts: Any = torch.nn.ModuleList([MODELS[name](), Captions()]).to(device)
+        self.average: Any = copy.deepcopy(self.parts).eval()
+        inner: list[torch.Tensor] = []
+        others: list[torch.Tensor] = []
         for label, weight in self.parts.named_parameters():
             (inner if "blocks" in label and weight.ndim == 2 else others).append(weight)
         self.optimizers: list[Any] = [

@@ -1,0 +1,1 @@
+"""What attention tells of a denoiser: which blocks look at what moves, and which at the text."""
