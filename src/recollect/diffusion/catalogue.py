@@ -6,6 +6,7 @@ taylorseer"` takes EasyCache's gate with TaylorSeer's forecast.
 
 from __future__ import annotations
 
+from recollect.diffusion.attention.focal import FocalGuidance
 from recollect.diffusion.gates import (
     FirstBlock,
     ForecastError,
@@ -17,7 +18,16 @@ from recollect.diffusion.gates import (
     step_mask,
 )
 from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor
-from recollect.diffusion.sites import Branch, Hidden, Modules, Span, StageSpan, Transform, Velocity
+from recollect.diffusion.sites import (
+    Blocks,
+    Branch,
+    Hidden,
+    Modules,
+    Span,
+    StageSpan,
+    Transform,
+    Velocity,
+)
 from recollect.recipe import Recipe, register
 
 register(
@@ -181,6 +191,34 @@ register(
         stages={"predictor": FoCa()},
         fallback={"site": Velocity(), "gate": Interval(every=4, warmup=3)},
         reported="FLUX 5.50x, HunyuanVideo 6.45x near-lossless",
+        status="experimental",
+    ),
+    Recipe(
+        name="profilingdit",
+        title="Model Reveals What to Cache: Profiling-Based Feature Reuse for Video Diffusion "
+        "Models",
+        authors="Ma et al. 2025",
+        arxiv="2504.03140",
+        area="diffusion",
+        summary="Leave out the blocks that look at the background; the others run on every step.",
+        stages={"site": Blocks()},
+        fallback={"gate": Interval(every=6, warmup=7), "predictor": Reuse()},
+        needs=("blocks", "artefact"),
+        reported="HunyuanVideo 1.87x at PSNR 26.44; Wan2.1 2.01x at 22.02",
+        status="experimental",
+    ),
+    Recipe(
+        name="focal-guidance",
+        title="Focal Guidance: Unlocking Controllability from Semantic-Weak Layers in Video "
+        "Diffusion Models",
+        authors="Yin et al. 2026",
+        arxiv="2601.07287",
+        area="diffusion",
+        summary="Blocks that hardly answer to the text borrow the text map of one that does; "
+        "saves no work.",
+        stages={"focal": FocalGuidance()},
+        needs=("blocks", "artefact"),
+        reported="instruction following of Wan2.1-I2V +3.97%, HunyuanVideo-I2V +7.44%",
         status="experimental",
     ),
 )
