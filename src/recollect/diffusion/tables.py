@@ -1,0 +1,319 @@
+"""Tables of what depends on time alone: sinusoids, time embeddings, modulation.
+
+A trajectory asks the same few timesteps again and again, so the modules that see nothing else need
+to run once for each; afterwards their results are looked up, and their weights may be put aside
+(the cache of temporal features of TFMQ-DM, arXiv:2407.19547).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from recollect.core.codecs.quantize import Quantized, dequantize_tokens, quantize_tokens
+from recollect.diffusion.companions import Companion
+from recollect.diffusion.dataflow import Seen, outermost
+from recollect.diffusion.shelf import PLACES, Shelf
+from recollect.diffusion.values import Template, Value, nbytes, split
+from recollect.errors import HostError, RecipeError
+
+if TYPE_CHECKING:
+    from recollect.diffusion.host.hooks import Installed
+    from recollect.diffusion.session import Session
+
+CODECS = ("dense", "int8")
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class TimeTable(Companion):
+    """Looks up what depends on nothing but time, class, guidance and pooled text.
+
+    Which modules these are is seen on the first evaluation, by following the latent and the tokens
+    through it. A row's key is the content of the module's inputs, their dtype and device; rows go
+    when the module's weights change (a LoRA), which is looked at on every call and, bit by bit,
+    once a trajectory. What is not in the table is computed and put there.
+
+    A request with a new pooled text misses at every step, as a table of FLUX's modulation is one
+    of (time, guidance, text): what it helps there is the next picture of the same prompt.
+
+    Attributes:
+        exact: rows hold for a whole batch, and give the bits the modules gave. Otherwise each
+            sample (or token, where each has its own time) has a row of its own: a time that many
+            share is computed once, and results may differ in the last bit, as a matrix product
+            depends on the size of its batch.
+        table_bytes: most bytes of rows; the ones unused for longest go first.
+        offload: where the modules' weights go once a trajectory needed none of them: `host`,
+            `disk`, or nowhere. They come back when a row is missing. While they are away, the
+            model cannot be saved or fused with adapters: restore it first.
+        codec: `dense`, or `int8` with a scale and a minimum per row (not exact).
+    """
+
+    exact: bool = True
+    table_bytes: int = 256 * 2**20
+    offload: str = ""
+    codec: str = "dense"
+
+    def __post_init__(self) -> None:
+        if self.table_bytes < 0:
+            raise RecipeError(f"table_bytes is 0 or more, not {self.table_bytes}")
+        if self.offload and self.offload not in PLACES:
+            raise RecipeError(f"offload is {' or '.join(PLACES)}, not '{self.offload}'")
+        if self.codec not in CODECS:
+            raise RecipeError(f"codec is one of {', '.join(CODECS)}, not '{self.codec}'")
+        if self.exact and self.codec != "dense":
+            raise RecipeError(f"codec='{self.codec}' is not exact; pass exact=False with it")
+
+    def install(self, model: torch.nn.Module, session: Session, installed: Installed) -> None:
+        from recollect.diffusion.host.lookups import (
+            NAME,
+            FindHook,
+        )  # recipes are listed without hosts
+
+        table = Table(self, session)
+        installed.add(model, FindHook(table, installed), NAME)
+        installed.undo(table.close)
+        _TABLES[model] = table
+
+
+def table_of(model: torch.nn.Module) -> Table:
+    """The table at work on a denoiser. Raises HostError where there is none."""
+    if (found := _TABLES.get(model)) is None:
+        raise HostError(f"this {type(model).__name__} has no table of times")
+    return found
+
+
+class Feature:
+    """A module whose results are in the table.
+
+    Attributes:
+        name, module: the module.
+        stamp: where its weights lie, and how often they were written to.
+        checksum: of their bits.
+        asked, missed: look-ups since the last trajectory began.
+    """
+
+    def __init__(self, name: str, module: torch.nn.Module) -> None:
+        self.name, self.module = name, module
+        self.stamp: Any = None
+        self.checksum: Any = None
+        self.asked = self.missed = 0
+
+
+class Row(NamedTuple):
+    """A stored result: tensors or their codes, and the shape around them."""
+
+    value: tuple[torch.Tensor | Quantized, ...]
+    dtypes: tuple[torch.dtype, ...]
+    template: Template
+    nbytes: int
+
+    def read(self) -> Any:
+        """The result, in memory of its own: callers may write to it."""
+        tensors = [
+            v.clone()
+            if isinstance(v, torch.Tensor)
+            else dequantize_tokens(*v, group=v.codes.shape[-1]).to(dtype)
+            for v, dtype in zip(self.value, self.dtypes, strict=True)
+        ]
+        return self.template.fill(tensors)
+
+
+class Table:
+    """Rows of one denoiser.
+
+    Attributes:
+        features: the modules that are looked up; empty until one evaluation was seen.
+        hits, misses: look-ups that found a row, and that did not.
+    """
+
+    def __init__(self, settings: TimeTable, session: Session) -> None:
+        self.settings, self.session = settings, session
+        self.features: list[Feature] = []
+        self.hits = self.misses = 0
+        self._rows: OrderedDict[tuple[str, bytes], Row] = OrderedDict()
+        self._shelf = Shelf(settings.offload) if settings.offload else None
+        self._lock = threading.RLock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return sum(row.nbytes for row in self._rows.values())
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the modules' weights in the model's own memory now."""
+        return sum(nbytes(list(f.module.parameters())) for f in self.features)
+
+    def close(self) -> None:
+        """Give the weights back and drop all rows."""
+        if self._shelf is not None:
+            self._shelf.clear()
+        self._rows.clear()
+
+    def find(self, model: torch.nn.Module, seen: Seen) -> list[Feature]:
+        """Note the modules that one evaluation showed. Raises HostError where there are none."""
+        self.features = [Feature(name, inner) for name, inner in outermost(model, seen)]
+        if not self.features:
+            raise HostError(f"nothing in {type(model).__name__} depends on time alone")
+        return self.features
+
+    def look_up(self, feature: Feature, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """What the module would return."""
+        with self._lock:
+            if feature.module.training or torch.is_grad_enabled():
+                return self._run(feature, forward, args, kwargs)
+            self._begin(feature)
+            given, around = split((args, kwargs))
+            if not self.settings.exact and (rows := _shared_rows(given)):
+                return self._by_rows(feature, forward, given, around, rows)
+            key = (feature.name, _digest(given, around))
+            row = self._find(key, feature)
+            if row is not None:
+                return row.read()
+            output = self._run(feature, forward, args, kwargs)
+            self._insert(key, *split(output))
+            return output
+
+    def _by_rows(
+        self, feature: Feature, forward: Forward, given: Value, around: Template, rows: int
+    ) -> Any:
+        """The same, where every sample or token has a row of its own."""
+        flat = [np.ascontiguousarray(_bytes(t).reshape(rows, -1)) for t in given]
+        content = np.concatenate(flat, axis=1)
+        _, first, place = np.unique(content, axis=0, return_index=True, return_inverse=True)
+        keys = [
+            (feature.name, _digest(tuple(tensor[i] for tensor in given), around)) for i in first
+        ]
+        found = [self._find(key, feature) for key in keys]
+        missing = [n for n, row in enumerate(found) if row is None]
+        if missing:
+            chosen = torch.as_tensor(first[missing])
+            some = tuple(tensor[chosen.to(tensor.device)] for tensor in given)
+            few, named = around.fill(some)
+            value, template = split(self._run(feature, forward, few, named))
+            if any(t.ndim < 2 or t.shape[0] != len(missing) for t in value):
+                few, named = around.fill(given)
+                return self._run(feature, forward, few, named)  # not row by row: left alone
+            for place_of, n in enumerate(missing):
+                one = tuple(tensor[place_of] for tensor in value)
+                found[n] = self._insert(keys[n], one, template)
+        parts = [split(row.read())[0] for row in found if row is not None]
+        index = torch.as_tensor(place.reshape(-1))
+        whole = [
+            torch.stack(every)[index.to(every[0].device)] for every in zip(*parts, strict=True)
+        ]
+        template = next(row.template for row in found if row is not None)
+        return template.fill(whole)
+
+    def _find(self, key: tuple[str, bytes], feature: Feature) -> Row | None:
+        row = self._rows.get(key)
+        feature.asked += 1
+        if row is None:
+            self.misses += 1
+            feature.missed += 1
+            return None
+        self.hits += 1
+        self._rows.move_to_end(key)
+        return row
+
+    def _insert(self, key: tuple[str, bytes], value: Value, template: Template) -> Row:
+        stored: list[torch.Tensor | Quantized] = []
+        for tensor in value:
+            packed = self.settings.codec == "int8" and tensor.is_floating_point() and tensor.ndim
+            stored.append(
+                quantize_tokens(tensor, 8, tensor.shape[-1]) if packed else tensor.detach().clone()
+            )
+        size = sum(nbytes((v,) if isinstance(v, torch.Tensor) else v) for v in stored)
+        row = Row(tuple(stored), tuple(t.dtype for t in value), template, size)
+        if size <= self.settings.table_bytes:
+            self._rows[key] = row
+            held = self.nbytes
+            while held > self.settings.table_bytes:
+                held -= self._rows.popitem(last=False)[1].nbytes
+        return row
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    def _begin(self, feature: Feature) -> None:
+        """Drop rows of other weights; put weights aside that a trajectory did without."""
+        step = self.session.step
+        starts = step is None or step.index == 0
+        shelf, module = self._shelf, feature.module
+        if shelf is not None and module in shelf:
+            if all(p.numel() == 0 for p in module.parameters()):
+                return
+            shelf.back(module)  # somebody gave it other weights meanwhile
+        stamp = _stamp(module)
+        if stamp != feature.stamp or starts:
+            checksum = (_checksum(module), _adapters(module))
+            if feature.checksum is not None and checksum != feature.checksum:
+                self._drop(feature)
+            feature.stamp, feature.checksum = stamp, checksum
+        if starts:
+            if shelf is not None and feature.asked and not feature.missed:
+                shelf.put(module)
+            feature.asked = feature.missed = 0
+
+    def _drop(self, feature: Feature) -> None:
+        for key in [key for key in self._rows if key[0] == feature.name]:
+            del self._rows[key]
+
+    def _run(self, feature: Feature, forward: Forward, args: Any, kwargs: Any) -> Any:
+        if self._shelf is not None and feature.module in self._shelf:
+            self._shelf.back(feature.module)
+            feature.stamp = _stamp(feature.module)
+        return forward(*args, **kwargs)
+
+
+_TABLES: weakref.WeakKeyDictionary[torch.nn.Module, Table] = weakref.WeakKeyDictionary()
+
+
+def _shared_rows(given: Value) -> int:
+    """How many rows all inputs have; 0 where they differ or have none."""
+    counts = {t.shape[0] if t.ndim else 0 for t in given}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy()
+
+
+def _digest(given: Value, around: Template) -> bytes:
+    digest = hashlib.blake2b(f"{around.spec}{around.rest}".encode(), digest_size=16)
+    for tensor in given:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}{tensor.device}".encode())
+        digest.update(_bytes(tensor).tobytes())
+    return digest.digest()
+
+
+def _stamp(module: torch.nn.Module) -> Any:
+    """Changes with every ordinary write to the weights; reads none of them."""
+    return tuple((p.data_ptr(), p._version) for p in module.parameters()), _adapters(module)
+
+
+def _checksum(module: torch.nn.Module) -> tuple[Any, ...]:
+    """Of the bits of all weights; catches writes through `.data` that leave no trace."""
+    found: list[Any] = []
+    for name, weight in module.named_parameters():
+        bits = weight.detach().reshape(-1).contiguous().view(torch.uint8)
+        total = 0
+        for piece in bits.split(2**20):
+            places = torch.arange(1, len(piece) + 1, device=piece.device)
+            total = (total * 31 + int((piece.long() * places).sum())) % 2**61
+        found.append((name, str(weight.dtype), total))
+    return tuple(found)
+
+
+def _adapters(module: torch.nn.Module) -> str:
+    """Settings of adapters (peft) that change results without touching a weight."""
+    names = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+    return repr([(n, getattr(m, n)) for m in module.modules() for n in names if hasattr(m, n)])
