@@ -12,8 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servers import gateway_before, settle
+from engines import FACTS, KNOWLEDGE
+from engines import engine as knowing
+from servers import gateway_before, serving, settle
 from streams import assemble
+from test_examples_models import ASKED, TOLD, examples, right_answers
 from test_front import anthropic_client, openai_client, post, twice
 
 from recollect.gateway.protocols import Chat, Messages
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venvs/vllm/bin/python"
 MODEL = ROOT / "src/recollect/zoo/models/tiny-llama"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+TEMPLATE = "{{ messages | map(attribute='content') | join('\n') }}"
 SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_CI_ENV": "1",
@@ -156,6 +159,21 @@ def test_identical_requests_at_once_are_one_generation(address, engine):
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
     assert generations(engine) == before + 1
+
+
+def test_a_small_engine_answers_with_past_answers_of_a_large_one(engine):
+    with serving(knowing("large", KNOWLEDGE)) as large:
+        settings = {
+            "models": {"tiny": engine, "large": large},
+            "examples": examples(small="tiny"),
+            "keep": frozenset({"stop", "length"}),
+        }
+        with gateway_before(engine, **settings) as (address, parts):
+            assert right_answers(address, "tiny", ASKED) == 0
+            assert right_answers(address, "large", TOLD) == len(FACTS)
+            assert right_answers(address, "auto", ASKED) == len(FACTS)
+            [row] = parts.board.as_dict()["routed"]
+            assert (row["model"], row["requests"], row["helped"]) == ("tiny", 3, 3)
 
 
 def generations(engine):
