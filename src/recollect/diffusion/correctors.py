@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -71,7 +73,10 @@ def _apply(tensor: torch.Tensor, found: Artefact, name: str) -> torch.Tensor:
     scale, shift = coefficients.to(tensor.device, torch.float32)
     shape = [1] * tensor.ndim
     shape[found.settings["axis"]] = -1
-    return (tensor.float() * scale.view(shape) + shift.view(shape)).to(tensor.dtype)
+    line = tensor.float() * scale.view(shape) + shift.view(shape)
+    if found.settings.get("form") == "logistic":
+        line = tensor.float() - torch.sigmoid(line)
+    return line.to(tensor.dtype)
 
 
 def _version(path: str) -> float:
@@ -93,6 +98,7 @@ def save_affine(
     coefficients: dict[str, torch.Tensor],
     steps: int,
     axis: int,
+    about: Mapping[str, Any] | None = None,
 ) -> Affine:
     """Write coefficients (2, C) by ``site/place/step`` and return the corrector that reads them.
 
@@ -102,7 +108,9 @@ def save_affine(
         coefficients: scale and shift of every corrected tensor.
         steps: number of steps of the trajectory.
         axis: the axis of the channels: 1 for latents (B, C, …), -1 for tokens (B, S, C).
+        about: further settings; with ``form: logistic`` the error is a logistic function of the
+            line.
     """
-    settings = {"steps": steps, "axis": axis}
+    settings = {"steps": steps, "axis": axis, **(about or {})}
     Artefact(AFFINE, fingerprint(model), settings, coefficients).save(path)
     return Affine(path)

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from recollect.diffusion.clock import Step
-from recollect.diffusion.masks import load_mask
+from recollect.diffusion.masks import load_mask, load_steps
 from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import History, Taylor
 from recollect.diffusion.values import mean_abs, per_row, relative_change
@@ -191,6 +191,30 @@ class Mask(Gate):
         _fits(step, len(self.steps))
         compute = step.index >= len(self.steps) or self.steps[step.index]
         return torch.full((len(ledger.run),), not compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offline(Gate):
+    """Computed steps from a calibration's file, beside the correction of the others (ERTACache).
+
+    Attributes:
+        artefact: the file; another model, number of steps or list of timesteps is refused.
+    """
+
+    artefact: str = ""
+
+    measures: ClassVar[bool] = False
+
+    def check(self, model: torch.nn.Module, sites: tuple[str, ...]) -> None:
+        if not self.artefact:
+            raise RecipeError(
+                "the steps are calibrated for a model: `recollect calibrate-diffusion ertacache` "
+                "writes the file to give as `artefact`"
+            )
+        load_steps(self.artefact).artefact.check(model)
+
+    def judge(self, step: Step, ledger: Ledger, seen: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(ledger.run),), not load_steps(self.artefact).at(step))
 
 
 @dataclass(frozen=True, kw_only=True)

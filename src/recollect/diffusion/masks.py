@@ -18,7 +18,8 @@ import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.clock import Step
-from recollect.errors import HostError, RecipeError
+from recollect.diffusion.correctors import AFFINE
+from recollect.errors import HostError, RecipeError, StoreError
 
 MODULE_MASK = "module-mask"
 
@@ -76,18 +77,27 @@ class LearnedMask:
 
     def at(self, step: Step) -> tuple[bool, ...]:
         """The flags of a step. Raises RecipeError on another trajectory."""
-        times = self.conditions.times
-        if step.total is not None and step.total != len(times):
-            raise RecipeError(
-                f"the mask has {len(times)} steps and the trajectory {step.total}; "
-                "learn one for this number of steps"
-            )
-        if step.index >= len(times) or abs(step.time - times[step.index]) > _NEAR * max(times):
-            raise RecipeError(
-                f"step {step.index} is at time {step.time:g}, which is not on the trajectory of "
-                f"{len(times)} steps that the mask was learned for; learn one for this trajectory"
-            )
+        on_trajectory(step, self.conditions.times)
         return self.flags[step.index]
+
+
+def on_trajectory(step: Step, times: Sequence[float]) -> None:
+    """Raises RecipeError where a step is not on the trajectory of these times.
+
+    Args:
+        step: the step of a request.
+        times: what the model was told at every step of the trajectory learned on.
+    """
+    if step.total is not None and step.total != len(times):
+        raise RecipeError(
+            f"the schedule is for {len(times)} steps and the trajectory has {step.total}; "
+            "learn one for this number of steps"
+        )
+    if step.index >= len(times) or abs(step.time - times[step.index]) > _NEAR * max(times):
+        raise RecipeError(
+            f"step {step.index} is at time {step.time:g}, which is not on the trajectory of "
+            f"{len(times)} steps that the schedule was learned for; learn one for this trajectory"
+        )
 
 
 def save_mask(
@@ -129,11 +139,49 @@ def save_mask(
 
 def load_mask(path: str | Path) -> LearnedMask:
     """Read a schedule; a file that has not changed is read once. Raises StoreError."""
+    return _load(str(path), _version(path))
+
+
+@dataclass(frozen=True)
+class OfflineSteps:
+    """Steps that a calibration computes, read from the file of its correction.
+
+    Attributes:
+        flags: for every step, whether it is computed.
+        times: what the model is told at every step.
+        artefact: all of the file.
+    """
+
+    flags: tuple[bool, ...]
+    times: tuple[float, ...]
+    artefact: Artefact
+
+    def at(self, step: Step) -> bool:
+        """The flag of a step. Raises RecipeError on another trajectory."""
+        on_trajectory(step, self.times)
+        return self.flags[step.index]
+
+
+def load_steps(path: str | Path) -> OfflineSteps:
+    """Read the steps that a correction was calibrated for. Raises StoreError."""
+    return _load_steps(str(path), _version(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _load_steps(path: str, version: int) -> OfflineSteps:
+    found = Artefact.load(path, AFFINE)
+    if "computed" not in found.settings:
+        raise StoreError(f"{path} corrects a schedule and does not hold one")
+    times = tuple(found.settings["times"])
+    computed = set(found.settings["computed"])
+    return OfflineSteps(tuple(i in computed for i in range(len(times))), times, found)
+
+
+def _version(path: str | Path) -> int:
     try:
-        version = os.stat(path).st_mtime_ns
+        return os.stat(path).st_mtime_ns
     except OSError:
-        version = 0  # reading says what is wrong
-    return _load(str(path), version)
+        return 0  # reading says what is wrong
 
 
 @functools.lru_cache(maxsize=8)

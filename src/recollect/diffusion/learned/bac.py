@@ -135,20 +135,19 @@ def module_schedules(
     Raises:
         RecipeError: more updates than steps, or features that were recorded elsewhere.
     """
-    blocks = find_blocks(model)
-    names = [sub.name for sub in find_submodules(blocks, Modules()) if not sub.mute]
-    if missing := [name for name in names if name not in profiles]:
+    modules = [sub for sub in find_submodules(find_blocks(model), Modules()) if not sub.mute]
+    if missing := [sub.name for sub in modules if sub.name not in profiles]:
         raise RecipeError(f"no features of {missing[0]}; record the site Modules() of this model")
     found, errors = {}, {}
-    feed_forward = {sub.name for sub in find_submodules(blocks, Modules(attention=False))}
-    for name in names:
-        features = [torch.cat([t.flatten(1) for t in value], 1) for value in profiles[name].values]
+    for sub in modules:
+        values = profiles[sub.name].values
+        features = [torch.cat([t.flatten(1) for t in value], 1) for value in values]
         alike = similarity(features, metric)
-        found[name] = schedule(consecutive(alike) if paper else alike, updates)
-        if name in feed_forward:
-            errors[name] = caching_error(features)
+        found[sub.name] = schedule(consecutive(alike) if paper else alike, updates)
+        if sub.kind == "feed_forward":
+            errors[sub.name] = caching_error(features)
     worst = sorted(errors, key=lambda name: errors[name], reverse=True)[:union]
-    return bubble(found, [name for name in names if name in worst])
+    return bubble(found, [name for name in found if name in worst])
 
 
 def save_schedules(

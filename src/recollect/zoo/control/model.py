@@ -19,7 +19,7 @@ from recollect.zoo.control.task import CHUNK, TOKENS
 
 
 class PolicyTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Noise in a plan, told from the plan, the timestep and what is observed."""
+    """The plan behind a noisy one, told from the timestep and what is observed."""
 
     @register_to_config
     def __init__(
@@ -28,7 +28,7 @@ class PolicyTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         tokens: int = TOKENS,
         width: int = 48,
         heads: int = 4,
-        layers: int = 6,
+        layers: int = 4,
     ) -> None:
         super().__init__()
         self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -52,14 +52,14 @@ class PolicyTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         encoder_hidden_states: torch.Tensor,
         return_dict: bool = True,
     ) -> Any:
-        """Noise (B, 16, 2) in `sample`, at timesteps (B,), seeing observations (B, 5, 2)."""
+        """Plans (B, 16, 2) behind `sample` at timesteps (B,), for observations (B, 5, 2)."""
         time = self.time_embed(self.time_proj(timestep.expand(len(sample))).to(sample.dtype))
         seen = self.observation_encoder(encoder_hidden_states)
         hidden = self.proj_in(sample) + self.places + time[:, None]
         for block in self.transformer_blocks:
             hidden = block(hidden, encoder_hidden_states=seen)
-        noise = self.proj_out(self.norm_out(hidden))
-        return Transformer2DModelOutput(sample=noise) if return_dict else (noise,)
+        plan = self.proj_out(self.norm_out(hidden))
+        return Transformer2DModelOutput(sample=plan) if return_dict else (plan,)
 
 
 class _Encoder(torch.nn.Module):

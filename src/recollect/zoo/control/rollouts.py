@@ -20,7 +20,10 @@ def scheduler(steps: int = STEPS) -> Any:
     from diffusers import DDPMScheduler
 
     made = DDPMScheduler(
-        num_train_timesteps=STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=True
+        num_train_timesteps=STEPS,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=True,
     )
     made.set_timesteps(steps)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from recollect.zoo.images.shapes import CLASSES, to_pictures
 SOLVERS = ("euler", "dpm")
 
 
-def scheduler(solver: str, steps: int) -> Any:
+def scheduler(solver: str, steps: int, sigmas: Sequence[float] | None = None) -> Any:
     """A scheduler for rectified flow, set to so many steps.
 
     Args:
         solver: `euler` (one step back) or `dpm` (DPM-Solver++, two steps back).
         steps: denoising steps.
+        sigmas: noise levels of the steps, for `euler`; its own by default.
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -35,7 +37,12 @@ def scheduler(solver: str, steps: int) -> Any:
             solver_order=2,
             final_sigmas_type="zero",
         )
-    made.set_timesteps(steps)
+    if sigmas is None:
+        made.set_timesteps(steps)
+    elif solver == "euler":
+        made.set_timesteps(sigmas=list(sigmas))
+    else:
+        raise RecipeError(f"sigmas go with the solver euler, not '{solver}'")
     return made
 
 
@@ -47,13 +54,15 @@ def sample(
     seed: int = 0,
     guidance: float = 2.0,
     solver: str = "euler",
+    sigmas: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """Pictures of the classes `labels` (B,): (B, 3, 16, 16), about in [-1, 1].
 
     With guidance other than 1 the model is called twice a step, with and without the class, as
-    most pipelines do. Every picture has its own noise, whatever batch it is drawn in.
+    most pipelines do. Every picture has its own noise, whatever batch it is drawn in. `sigmas`
+    replace the scheduler's own noise levels.
     """
-    timeline = scheduler(solver, steps)
+    timeline = scheduler(solver, steps, sigmas)
     device = next(model.parameters()).device
     labels = labels.to(device)
     config = model.config
