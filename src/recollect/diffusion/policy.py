@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from recollect.diffusion import correctors, gates, predictors, sites
@@ -17,10 +18,11 @@ from recollect.diffusion.gates import Gate, Interval
 from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import Predictor, Reuse
 from recollect.diffusion.sites import Site, Velocity
-from recollect.errors import RecipeError
+from recollect.errors import RecipeError, StoreError
 from recollect.recipe import Composition, compose, find, one_line_yaml, read_yaml
 
 BATCHES = ("any", "all", "split")
+_SETTINGS = ("batch", "limit", "model")
 _KINDS = {
     "site": (sites, Site),
     "gate": (gates, Gate),
@@ -42,6 +44,8 @@ class DiffusionPolicy:
         batch: where samples of a batch disagree: `any` computes all when one needs it, `all`
             computes only when all need it, `split` runs just those that need it.
         limit: most bytes of state per branch; more is refused before the first skipped step.
+        model: `artefacts.fingerprint` of the denoiser that it was tuned for; others are refused.
+            Empty: made for none in particular.
     """
 
     site: Site = field(default_factory=Velocity)
@@ -51,6 +55,7 @@ class DiffusionPolicy:
     companions: tuple[Companion, ...] = ()
     batch: str = "any"
     limit: int | None = None
+    model: str = ""
 
     def __post_init__(self) -> None:
         if self.batch not in BATCHES:
@@ -64,7 +69,7 @@ class DiffusionPolicy:
 
     def to_yaml(self) -> str:
         """One line of YAML that `from_yaml` reads back to an equal policy."""
-        out: dict[str, Any] = {"batch": self.batch, "limit": self.limit}
+        out: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS}
         for kind in _KINDS:
             if (part := getattr(self, kind)) is not None:
                 out[kind] = _write_part(part)
@@ -76,7 +81,7 @@ class DiffusionPolicy:
     def from_yaml(cls, text: str) -> DiffusionPolicy:
         """Read a line written by `to_yaml`. Raises RecipeError on anything else."""
         given = read_yaml(text)
-        unknown = set(given) - set(_KINDS) - {"batch", "limit", "companions"}
+        unknown = set(given) - set(_KINDS) - {*_SETTINGS, "companions"}
         if unknown:
             raise RecipeError(f"a policy has no part '{unknown.pop()}'")
         parts = {
@@ -88,24 +93,28 @@ class DiffusionPolicy:
         if beside:
             find("taylorseer")  # loads the catalogue, and with it every companion
         parts["companions"] = tuple(_read_part("companion", one, known()) for one in beside)
-        return cls(**parts, batch=given.get("batch", "any"), limit=given.get("limit"))
+        return cls(**parts, **{name: given[name] for name in _SETTINGS if name in given})
 
 
-def policy(spec: str | Composition | DiffusionPolicy, **arguments: Any) -> DiffusionPolicy:
+def policy(spec: str | Path | Composition | DiffusionPolicy, **arguments: Any) -> DiffusionPolicy:
     """The policy a specification means.
 
     Args:
-        spec: a recipe name, ``"a + b(x=1)"``, a line of YAML, a composition, or a policy.
+        spec: a recipe name, ``"a + b(x=1)"``, a line of YAML, the path of a file that
+            `recollect plan-diffusion` wrote, a composition, or a policy.
         arguments: `batch`, `limit`, any parameter of the parts, or a whole part by its kind, e.g.
             ``site=Hidden()``.
 
     Raises:
         RecipeError: an unknown name or argument, or recipes of another room.
+        StoreError: a file that cannot be read.
     """
+    if isinstance(spec, str | Path) and str(spec).endswith((".yaml", ".yml")):
+        spec = _saved(Path(spec))
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = DiffusionPolicy.from_yaml(spec)
     whole = {
-        n: arguments.pop(n) for n in ("batch", "limit", "companions", *_KINDS) if n in arguments
+        n: arguments.pop(n) for n in (*_SETTINGS, "companions", *_KINDS) if n in arguments
     }
     if isinstance(spec, DiffusionPolicy):
         base = replace(spec, companions=())
@@ -125,6 +134,18 @@ def policy(spec: str | Composition | DiffusionPolicy, **arguments: Any) -> Diffu
     companions = tuple(stage for stage in stages.values() if isinstance(stage, Companion))
     chosen = {kind: stage for kind, stage in stages.items() if kind in _KINDS}
     return replace(base, **{"companions": companions, **chosen, **whole})
+
+
+def _saved(path: Path) -> str:
+    """The policy in a plan's file."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    line = read_yaml(text).get("policy")
+    if not isinstance(line, str):
+        raise StoreError(f"{path} holds no policy; write one with recollect plan-diffusion")
+    return line
 
 
 def _members(module: Any, base: type) -> dict[str, type]:
