@@ -78,7 +78,7 @@ class Clock:
         before = self.step
         fresh = before is None or self._restarts(value, vector, before)
         index = 0 if fresh or before is None else before.index + 1
-        if not fresh and before is not None:
+        if not fresh and before is not None and value != before.time:
             self.direction = 1 if value > before.time else -1
             self._trusted = self._trusted or index >= 2
         total = None if remaining is None else index + 1 + remaining
