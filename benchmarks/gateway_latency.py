@@ -1,4 +1,4 @@
-"""Question: what does the gateway add to a miss, how fast is a hit, does timing tell who asked?
+"""Question: what does the gateway add to a miss, and how fast is a hit?
 
     python benchmarks/gateway_latency.py                    # about a minute
     python benchmarks/gateway_latency.py --store sqlite:///bench.db --requests 2000
@@ -6,9 +6,9 @@
 An upstream, the gateway and this client are processes of their own on loopback; the client speaks
 HTTP over one kept-alive socket. Requests to the upstream itself, misses and hits are sent in turns,
 so that a busy machine slows all alike; a miss's overhead is the difference of the medians. The
-processor time is of the gateway's process alone. For the timing question the upstream takes 20 to
-30 ms, and AUC is the chance that an attacker tells a random hit from a random miss by its time
-(0.5: a guess).
+processor time is of the gateway's process alone. `--semantic` asks through MiniLM, which is also
+timed by itself. What timing tells is in gateway_timing.py, a store that is down in
+gateway_outage.py.
 Results go to benchmarks/results/gateway_latency.json.
 """
 
@@ -117,8 +117,12 @@ class Client:
 
     def ask(self, seed: int) -> tuple[float, bytes]:
         """Seconds that an answer took, and its head."""
-        document = {"model": "m", "messages": [{"role": "user", "content": "why? " * 40}]}
-        body = json.dumps({**document, "seed": seed}).encode()
+        return self.ask_text("why? " * 40, seed=seed)
+
+    def ask_text(self, text: str, **fields: Any) -> tuple[float, bytes]:
+        """The same for a text of one's own."""
+        document = {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
+        body = json.dumps(document).encode()
         request = f"{self._head}{len(body)}\r\n\r\n".encode() + body
         start = time.perf_counter()
         self._socket.sendall(request)
@@ -198,28 +202,43 @@ def auc(first: list[float], second: list[float]) -> float:
     return max(share, 1 - share)
 
 
-def timing(requests: int) -> dict[str, float]:
-    """What timing tells: of one's own past, with and without the floor; of another caller's."""
+def semantic(requests: int) -> dict[str, Any]:
+    """Through the semantic tier with MiniLM; texts are encoded here as well, in turns."""
+    from recollect.answers.encoders import make_encoder
+
+    encoder = make_encoder("minilm")
     calls = multiprocessing.Value("i", 0)
-    upstream = Process("upstream", delay=(0.02, 0.03), calls=calls)
-    told: dict[str, float] = {}
-    for name, settings, victim in (
-        ("shared, no floor", {"scope": "global"}, "alice"),
-        ("shared, floor", {"scope": "global", "floor": True}, "alice"),
-        ("other caller, scope user", {}, "bob"),
-    ):
-        gateway = Process("gateway", upstream=upstream.url, **settings)
-        planter, attacker = Client(gateway.port, victim), Client(gateway.port, "alice")
-        for seed in range(requests):
-            planter.ask(seed)
-        asked, unasked = [], []
-        for seed in range(requests):
-            asked.append(attacker.ask(seed)[0])
-            unasked.append(attacker.ask(10**6 + seed)[0])
-        told[name] = auc(asked, unasked)
-        gateway.stop()
+    upstream = Process("upstream", delay=(0.0, 0.0), calls=calls)
+    settings = {"recipe": "gptcache", "arguments": {"encoder": "minilm", "min_similarity": 0.95}}
+    gateway = Process("gateway", upstream=upstream.url, **settings)
+    direct, through = Client(upstream.port), Client(gateway.port)
+    found: dict[str, list[float]] = {
+        name: [] for name in ("direct", "encoder", "miss", "hit", "similar")
+    }
+    for number in range(-20, requests):
+        rng = random.Random(number)
+        text = " ".join(str(rng.randrange(10**9)) for _ in range(4))
+        seconds = {"direct": direct.ask_text(text)[0]}
+        seconds["miss"] = through.ask_text(text)[0]
+        start = time.perf_counter()
+        encoder.encode([text])
+        seconds["encoder"] = time.perf_counter() - start
+        while b"tier: exact" not in through.ask_text(text)[1]:
+            time.sleep(0.002)
+        seconds["hit"] = through.ask_text(text)[0]
+        seconds["similar"], head = through.ask_text(f"{text}.")
+        if number < 0 or b"tier: semantic" not in head:
+            seconds.pop("similar")
+        if number >= 0:
+            for name, value in seconds.items():
+                found[name].append(value)
+    gateway.stop()
     upstream.stop()
-    return told
+    result: dict[str, Any] = {name: quantiles(values) for name, values in found.items()}
+    result["miss_overhead_without_encoder_p50"] = (
+        result["miss"]["p50"] - result["direct"]["p50"] - result["encoder"]["p50"]
+    )
+    return result
 
 
 def main() -> None:
@@ -229,7 +248,7 @@ def main() -> None:
     )
     parser.add_argument("--store", nargs="+", default=["memory"], help="as `Answers` takes it")
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--probes", type=int, default=150, help="for the timing question")
+    parser.add_argument("--semantic", type=int, default=0, help="requests through MiniLM, e.g. 200")
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
 
@@ -247,20 +266,26 @@ def main() -> None:
     console.print(table)
     flight = single_flight(64)
     console.print(f"{flight['requests']} identical at once: {flight['upstream_calls']} call(s)")
-    told = timing(given.probes)
-    for name, value in told.items():
-        console.print(f"timing AUC, {name}: {value:.3f}")
+    through_minilm = semantic(given.semantic) if given.semantic else None
+    if through_minilm is not None:
+        rows["memory, minilm"] = through_minilm
+        table = Table("", "p50", "p95", title="milliseconds through the semantic tier with MiniLM")
+        for name in ("direct", "encoder", "miss", "hit", "similar"):
+            cells = (f"{through_minilm[name][q]:.2f}" for q in ("p50", "p95"))
+            table.add_row(name, *cells)
+        without = through_minilm["miss_overhead_without_encoder_p50"]
+        table.add_row("a miss adds, encoder apart", f"{without:.2f}", "")
+        console.print(table)
     target = HERE / "results" / "gateway_latency.json"
     about = {
         "requests": given.requests,
-        "probes": given.probes,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "command": " ".join(["python benchmarks/gateway_latency.py", *sys.argv[1:]]),
     }
-    result = {"about": about, "latency_ms": rows, "single_flight": flight, "timing_auc": told}
+    result = {"about": about, "latency_ms": rows, "single_flight": flight}
     target.write_text(json.dumps(result, indent=1) + "\n")
     print(target)
 

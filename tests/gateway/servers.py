@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -198,3 +199,19 @@ def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)
+
+
+def command_line(*arguments):
+    """`recollect serve gateway` as a process of its own."""
+    run = "from recollect.cli import main; main()"
+    return [sys.executable, "-c", run, "serve", "gateway", *arguments]
+
+
+def until_brace(stream):
+    """The JSON at the start of a stream that goes on."""
+    lines = []
+    for line in iter(stream.readline, b""):
+        lines.append(line)
+        if line.rstrip() == b"}":
+            break
+    return b"".join(lines)

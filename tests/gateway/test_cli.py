@@ -7,29 +7,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 
 import httpx
 import pytest
 from click.testing import CliRunner
+from servers import command_line, until_brace
 from test_front import CHAT, post
 
 from recollect.cli.gateway import gateway as command
-
-
-def command_line(*arguments):
-    run = "from recollect.cli import main; main()"
-    return [sys.executable, "-c", run, "serve", "gateway", *arguments]
-
-
-def until_brace(stream):
-    """The JSON at the start of a stream that goes on."""
-    lines = []
-    for line in iter(stream.readline, b""):
-        lines.append(line)
-        if line.rstrip() == b"}":
-            break
-    return b"".join(lines)
 
 
 @pytest.mark.slow
