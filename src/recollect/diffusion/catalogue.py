@@ -7,6 +7,7 @@ taylorseer"` takes EasyCache's gate with TaylorSeer's forecast.
 from __future__ import annotations
 
 from recollect.diffusion.attention.focal import FocalGuidance
+from recollect.diffusion.correctors import Affine
 from recollect.diffusion.gates import (
     FirstBlock,
     ForecastError,
@@ -16,9 +17,11 @@ from recollect.diffusion.gates import (
     Mask,
     ModulatedInput,
     ModuleMask,
+    Offline,
     step_mask,
 )
 from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor
+from recollect.diffusion.quantized.denoiser import Quantized
 from recollect.diffusion.repeats import Repeats
 from recollect.diffusion.sites import (
     Blocks,
@@ -222,6 +225,19 @@ register(
         status="experimental",
     ),
     Recipe(
+        name="ertacache",
+        title="ERTACache: Error Rectification and Timesteps Adjustment for Efficient Diffusion",
+        authors="Peng et al. 2025",
+        arxiv="2508.21091",
+        area="diffusion",
+        summary="Reuse where calibration saw little drift, and take the known error out.",
+        stages={"gate": Offline(), "corrector": Affine()},
+        fallback={"site": Transform(), "predictor": Reuse()},
+        needs=("artefact",),
+        reported="Wan2.1-1.3B 2.17x at PSNR 23.77 (TeaCache 2.0x at 16.2); FLUX 1.86x",
+        status="experimental",
+    ),
+    Recipe(
         name="bac",
         title="Block-wise Adaptive Caching for Accelerating Diffusion Policy",
         authors="Ji et al. 2025",
@@ -260,6 +276,18 @@ register(
         stages={"focal": FocalGuidance()},
         needs=("blocks", "artefact"),
         reported="instruction following of Wan2.1-I2V +3.97%, HunyuanVideo-I2V +7.44%",
+        status="experimental",
+    ),
+    Recipe(
+        name="quantized",
+        title="TFMQ-DM: Temporal Feature Maintenance Quantization for Diffusion Models",
+        authors="Huang et al. 2023",
+        arxiv="2311.16503",
+        area="diffusion",
+        summary="W8A8 or W4A8, with ranges of activations for every timestep; skips nothing.",
+        stages={"quantizer": Quantized()},
+        needs=("artefact",),
+        reported="LDM and Stable Diffusion at W4A8: near full precision",
         status="experimental",
     ),
 )
