@@ -6,7 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recollect.diffusion.attach import Acceleration, accelerate, accelerated, restore
+    from recollect.diffusion.attach import (
+        Acceleration,
+        accelerate,
+        accelerated,
+        restore,
+        state_bytes,
+    )
     from recollect.diffusion.policy import DiffusionPolicy
     from recollect.diffusion.report import DiffusionReport
 
@@ -17,6 +23,7 @@ __all__ = [
     "accelerate",
     "accelerated",
     "restore",
+    "state_bytes",
 ]
 
 # Recipes can be listed without diffusers; what touches a model is loaded on first use.
@@ -27,6 +34,7 @@ _HOMES = {
     "accelerate": "attach",
     "accelerated": "attach",
     "restore": "attach",
+    "state_bytes": "attach",
 }
 
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from recollect.diffusion.host.blocks import find_blocks
-from recollect.diffusion.host.call import Signature
-from recollect.diffusion.host.hooks import (
-    BlockHook,
-    DenoiserHook,
-    Installed,
-    NormHook,
-    SubmoduleHook,
-)
-from recollect.diffusion.host.modules import find_deep_part, find_submodules
+from recollect.diffusion.artefacts import fingerprint
+from recollect.diffusion.footprint import foreseen
+from recollect.diffusion.host.hooks import Installed
 from recollect.diffusion.host.timeline import Timeline
+from recollect.diffusion.installation import install
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.report import DiffusionReport, report
 from recollect.diffusion.session import Session
-from recollect.diffusion.sites import BlockSite, Branch, Modules
+from recollect.diffusion.values import nbytes
 from recollect.errors import HostError
 from recollect.recipe import Composition
 
@@ -43,8 +39,14 @@ class Acceleration:
         self.sessions: dict[str, Session] = {}
         self._installed: list[Installed] = []
         timeline = None if isinstance(target, torch.nn.Module) else Timeline(target)
+        models = denoisers(target)
+        if policy.model and policy.model not in map(fingerprint, models.values()):
+            raise HostError(
+                "this policy was tuned for another model (or its weights have changed); "
+                "run recollect plan-diffusion on this one"
+            )
         try:
-            for name, model in denoisers(target).items():
+            for name, model in models.items():
                 self.sessions[name] = self._attach(model, timeline)
         except BaseException:
             self.restore()
@@ -100,40 +102,13 @@ class Acceleration:
             raise HostError(
                 f"{type(model).__name__} has a cache of diffusers enabled; call disable_cache first"
             )
-        signature = Signature.of(model, model.forward)
-        site, gate = self.policy.site, self.policy.gate
-        inside = isinstance(site, BlockSite | Modules) or gate.probe != "none"
-        blocks = find_blocks(model) if inside else []
-        if inside and not blocks:
-            raise HostError(
-                f"no blocks can be recognized in {type(model).__name__}; use a recipe of the whole "
-                "model, e.g. taylorseer or easycache"
-            )
-        session = Session(model, self.policy, signature, timeline)
         installed = Installed()
         self._installed.append(installed)
-        installed.add(model, DenoiserHook(session))
-        if session.needs_blocks:
-            for block in blocks:
-                installed.add(block.module, BlockHook(session, block))
-        if gate.probe == "modulated":
-            installed.add(_first_norm(blocks[0].module), NormHook(session))
-        if isinstance(site, Branch | Modules):
-            submodules = (
-                find_deep_part(model, site.depth)
-                if isinstance(site, Branch)
-                else find_submodules(blocks[gate.probe_blocks :], site)
-            )
-            if not submodules:
-                raise HostError(
-                    f"no attention or feed-forward modules can be recognized in "
-                    f"{type(model).__name__}; use the site Hidden or Velocity"
-                )
-            session.sites = [sub.name for sub in submodules if not sub.mute]
-            for sub in submodules:
-                installed.add(sub.module, SubmoduleHook(session, sub.name, sub.mute))
+        session = install(model, self.policy, installed, timeline)
+        session.measure = foreseen
         for companion in self.policy.companions:
-            companion.install(model, session, installed)
+            if not companion.inner:
+                companion.install(model, session, installed)
         for part in self.policy.parts:
             part.check(model, tuple(session.sites))
         _ATTACHED[model] = self
@@ -144,13 +119,13 @@ _ATTACHED: weakref.WeakKeyDictionary[torch.nn.Module, Acceleration] = weakref.We
 
 
 def accelerate(
-    target: Any, spec: str | Composition | DiffusionPolicy = "taylorseer", **arguments: Any
+    target: Any, spec: str | Path | Composition | DiffusionPolicy = "taylorseer", **arguments: Any
 ) -> Acceleration:
     """Cache features of a diffusion model across its denoising steps.
 
     Args:
         target: a diffusers pipeline, or a denoiser (any transformer or U-Net of diffusers).
-        spec: recipe name, ``"a + b(x=1)"``, or a `DiffusionPolicy`.
+        spec: recipe name, ``"a + b(x=1)"``, a plan's file, or a `DiffusionPolicy`.
         arguments: any parameter of the recipe; `batch` (`any`, `all` or `split`) and `limit`
             (bytes of state per branch).
 
@@ -173,11 +148,55 @@ def restore(target: Any) -> None:
 
 @contextmanager
 def accelerated(
-    target: Any, spec: str | Composition | DiffusionPolicy = "taylorseer", **arguments: Any
+    target: Any, spec: str | Path | Composition | DiffusionPolicy = "taylorseer", **arguments: Any
 ) -> Iterator[Acceleration]:
     """`accelerate` for the length of a block."""
     with accelerate(target, spec, **arguments) as acceleration:
         yield acceleration
+
+
+def state_bytes(
+    target: Any,
+    spec: str | Path | Composition | DiffusionPolicy,
+    inputs: Mapping[str, Any],
+    **arguments: Any,
+) -> int:
+    """Bytes of state that one branch of one request will hold under a policy.
+
+    Nothing is computed: a copy of the model without weights is run on shapes. Where a model's
+    shapes depend on its data, it is run once instead.
+
+    Args:
+        target: a denoiser, or a pipeline with one.
+        spec, arguments: as for `accelerate`.
+        inputs: arguments of the denoiser's call by name; a tuple of numbers stands for a tensor of
+            that shape, in the model's dtype.
+
+    Raises:
+        RecipeError: unknown recipe or argument.
+        HostError: the model cannot be accelerated like that, or is accelerated already.
+    """
+    model, *others = denoisers(target).values()
+    if others:
+        raise HostError(f"{type(target).__name__} has several denoisers; pass one of them")
+    chosen = policy(spec, **arguments)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    given = {
+        name: torch.zeros(value, dtype=dtype) if _is_shape(value) else value
+        for name, value in inputs.items()
+    }
+    sizes = foreseen(model, chosen, (), given)
+    if sizes is None:
+        with torch.no_grad(), Acceleration(model, replace(chosen, limit=None)) as acceleration:
+            model(**given)
+            (session,) = acceleration.sessions.values()
+            (branch,) = session.branches
+            sizes = {site: nbytes(one.terms[0]) for site, one in branch.histories.items()}
+    return sum(sizes.values()) * chosen.predictor.tensors
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(n, int) for n in value)
 
 
 def denoisers(target: Any) -> dict[str, torch.nn.Module]:
@@ -191,11 +210,3 @@ def denoisers(target: Any) -> dict[str, torch.nn.Module]:
             f"{type(target).__name__} has no denoiser ({', '.join(_DENOISERS)}); pass the model"
         )
     return models
-
-
-def _first_norm(block: torch.nn.Module) -> torch.nn.Module:
-    """The norm that modulates the first block's input."""
-    for name, child in block.named_children():
-        if "norm" in name.lower() or "Norm" in type(child).__name__:
-            return child
-    raise HostError(f"{type(block).__name__} has no norm to take the modulated input from")

@@ -23,6 +23,7 @@ MOST = 16
 """Branches remembered at once; the one unused for longest goes first."""
 
 _JUMP = 1.0  # relative change of a latent between steps beyond which it is another image
+_FINE = 0.02  # share of the time left that a step of a long schedule takes at its beginning
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,22 @@ class Branch:
     ledger: Ledger | None = None
     histories: dict[str, History] = field(default_factory=dict)
     template: Template | None = None
+    shapes: dict[str, Any] = field(default_factory=dict)  # of outputs that nobody reads
+    checked: bool = False  # against the limit of the policy
     latent: torch.Tensor | None = None
     paired: bool = False  # a batch of guidance: the two halves are the same images
     failed: bool = False  # uncached until the next trajectory
     active: Any = None  # spans left out at the last step
+    beside: dict[str, Any] = field(default_factory=dict)  # what companions remember, by name
+    expected: torch.Tensor | None = None  # the next latent, where a companion moves it far
 
     def begin(self, call: Call, remaining: int | None) -> Step:
         """Note a call; everything is forgotten where it begins a trajectory."""
+        before = self.clock.step
         step, fresh = self.clock.tick(call.time, remaining)
-        if not fresh and self._unlike(call.latent):
+        # DDPM draws its latent nearly anew in the first of its hundred steps.
+        fine = before is not None and abs(step.time - before.time) <= _FINE * before.time
+        if not fresh and not fine and self._unlike(call.latent):
             self.clock.restart()
             step, fresh = self.clock.tick(call.time, remaining)
         if fresh:
@@ -70,13 +78,14 @@ class Branch:
             half = call.rows // 2
             self.paired = call.rows % 2 == 0 and torch.equal(call.latent[:half], call.latent[half:])
         self.ledger = self.ledger or Ledger.of(call.rows)
-        self.latent = call.latent
+        self.latent, self.expected = call.latent, None
         return step
 
     def clear(self) -> None:
         """Free everything that was remembered of the trajectory."""
         self.ledger, self.template, self.latent, self.active = None, None, None, None
-        self.histories = {}
+        self.histories, self.shapes, self.checked = {}, {}, False
+        self.beside, self.expected = {}, None
 
     def fail(self) -> None:
         """Free the state and leave the rest of the trajectory uncached."""
@@ -85,12 +94,13 @@ class Branch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the predictors' state."""
-        return sum(history.nbytes for history in self.histories.values())
+        """Bytes of the predictors' and the companions' state."""
+        remembered = (*self.histories.values(), *self.beside.values())
+        return sum(getattr(one, "nbytes", 0) for one in remembered)
 
     def _unlike(self, latent: torch.Tensor) -> bool:
         """Whether this latent cannot be the last one, one step later."""
-        before = self.latent
+        before = self.latent if self.expected is None else self.expected
         if before is None:
             return False
         if (before.shape, before.dtype, before.device) != (
@@ -99,7 +109,7 @@ class Branch:
             latent.device,
         ):
             return True
-        moved = mean_abs(latent.float() - before.float())
+        moved = mean_abs(latent - before)
         return bool((moved > _JUMP * mean_abs(before).clamp_min(1e-6)).any())
 
 

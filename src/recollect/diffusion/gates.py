@@ -130,7 +130,7 @@ class Gate(Part):
 
         Args:
             step: where the trajectory is.
-            kinds: of every module of the site, as `host.modules.kind_of` tells them.
+            kinds: of every module of the site, as `host.modules` tells them.
         """
         return self.site_flags(step)
 
@@ -401,12 +401,16 @@ class ModulatedInput(Accumulated):
 
     Attributes:
         polynomial: coefficients, highest power first, that turn the input's relative change into
-            the output's; fitted for a model (`fit_polynomial`). The identity by default.
+            the output's; fitted for a model (`learned.gate_fits.fit_polynomial`). The identity by
+            default.
+        calibrated: least and largest change that the polynomial was fitted on; others count as
+            the nearest, as a polynomial explodes outside.
         floor: negative values of the polynomial count as 0; upstream lets them subtract.
     """
 
     threshold: float = 0.15
     polynomial: tuple[float, ...] = (1.0, 0.0)
+    calibrated: tuple[float, ...] = ()
     floor: bool = True
 
     probe: ClassVar[Probe] = "modulated"
@@ -421,6 +425,8 @@ class ModulatedInput(Accumulated):
         if before is None:
             return torch.zeros(len(ledger.run), dtype=torch.bool)
         change = relative_change(seen, before).double()
+        if self.calibrated:
+            change = change.clamp(*self.calibrated)
         drift = torch.zeros_like(change)
         for coefficient in self.polynomial:
             drift = drift * change + coefficient

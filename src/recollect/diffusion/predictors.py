@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,13 +28,23 @@ class History:
         terms: the newest value and whatever follows it (slopes, older values), newest first.
         moment: (B,) float64, the clock at each sample's newest value.
         count: (B,) int64, values seen.
+        uniform: whether all samples were always computed together; then one number does for all.
         extra: a predictor's own notes.
     """
 
     terms: list[Value] = field(default_factory=list)
     moment: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     count: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    uniform: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def ahead(self, moment: torch.Tensor) -> float | torch.Tensor:
+        """How far `moment` (B,) is from the newest values: one number where all samples agree."""
+        ahead = moment - self.moment
+        if not self.uniform:
+            return ahead
+        first, *others = ahead.tolist()
+        return first if all(other == first for other in others) else ahead
 
     @property
     def nbytes(self) -> int:
@@ -128,16 +139,15 @@ class Taylor(Predictor):
         _note(history, terms, moment, rows)
 
     def predict(self, history: History, moment: torch.Tensor) -> Value:
-        ahead = moment - history.moment
-        usable = history.count.clamp_max(self.order + 1)
-        out = []
-        for tensors in zip(*history.terms, strict=True):
-            total = tensors[0].float()
-            for power, slope in enumerate(tensors[1:], start=1):
-                weight = ahead**power / math.factorial(power) * (usable > power)
-                total = total + per_row(weight, slope).to(total.dtype) * slope.float()
-            out.append(total.to(tensors[0].dtype))
-        return tuple(out)
+        ahead = history.ahead(moment)
+        weights = [
+            ahead**power / math.factorial(power) * _usable(history, power)
+            for power in range(1, len(history.terms))
+        ]
+        return tuple(
+            _weighted(tensors[0], zip(weights, tensors[1:], strict=True))
+            for tensors in zip(*history.terms, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -171,17 +181,14 @@ class FoCa(Predictor):
         _note(history, terms, moment, rows)
 
     def predict(self, history: History, moment: torch.Tensor) -> Value:
-        ahead = moment - history.moment
-        damp = (self.reach / ahead.clamp_min(self.reach)) ** 2
+        ahead = history.ahead(moment)
+        far = max(ahead, self.reach) if isinstance(ahead, float) else ahead.clamp_min(self.reach)
+        weight = ahead * (self.reach / far) ** 2 / 2 * _usable(history, 1)
         out = []
-        for tensors in zip(*history.terms, strict=True):
-            base, total = tensors[0], tensors[0].float()
-            if len(tensors) > 1:
-                local = tensors[1].float()
-                full = tensors[2].float() if len(tensors) > 2 else local
-                weight = ahead * damp / 2 * (history.count > 1)
-                total = total + per_row(weight, base).to(total.dtype) * (full + local)
-            out.append(total.to(base.dtype))
+        for base, *slopes in zip(*history.terms, strict=True):
+            local = slopes[:1]
+            full = slopes[1:] or local
+            out.append(_weighted(base, [(weight, slope) for slope in local + full]))
         return tuple(out)
 
 
@@ -240,8 +247,12 @@ class Modes(Predictor):
 def _note(history: History, terms: list[Value], moment: torch.Tensor, rows: torch.Tensor) -> None:
     """Make `terms` the newest of the rows; the other rows keep theirs."""
     if history.empty or len(history.moment) != len(moment):
-        history.terms, history.moment = terms, moment.clone()
+        history.terms, history.moment = terms, moment
         history.count = torch.ones(len(moment), dtype=torch.int64)
+        history.uniform = bool((moment == moment[0]).all())
+        return
+    if bool(rows.all()):
+        history.terms, history.moment, history.count = terms, moment, history.count + 1
         return
     kept = history.terms
     history.terms = [
@@ -250,6 +261,25 @@ def _note(history: History, terms: list[Value], moment: torch.Tensor, rows: torc
     ]
     history.moment = torch.where(rows, moment, history.moment)
     history.count = history.count + rows.to(torch.int64)
+    history.uniform = False
+
+
+def _usable(history: History, power: int) -> bool | torch.Tensor:
+    """Where a slope of this order has been seen."""
+    return int(history.count[0]) > power if history.uniform else history.count > power
+
+
+def _weighted(
+    base: torch.Tensor, terms: Iterable[tuple[float | torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """`base` plus weighted tensors, summed in float32; weights are numbers or (B,)."""
+    total = base.float()
+    for weight, tensor in terms:
+        if isinstance(weight, torch.Tensor):
+            total = total + per_row(weight, tensor).to(total.dtype) * tensor.float()
+        elif weight:
+            total = torch.add(total, tensor.float(), alpha=weight)
+    return total.to(base.dtype)
 
 
 def _slope(new: Value, old: Value, gap: torch.Tensor) -> Value:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +16,21 @@ import torch
 from recollect.diffusion.branches import Branch, Branches, Record, same
 from recollect.diffusion.clock import Step
 from recollect.diffusion.evaluation import Evaluation
-from recollect.diffusion.host.blocks import Block, recognize
+from recollect.diffusion.faults import Again
+from recollect.diffusion.gates import Ledger
+from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.host.call import Call, Signature
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy
-from recollect.diffusion.sites import BlockSite, Range
-from recollect.diffusion.values import Value
+from recollect.diffusion.sites import BlockSite, ModuleSite, Range
+from recollect.diffusion.values import Value, nbytes
 from recollect.errors import RecipeError, RecollectError
 
 Tap = Callable[[Branch, Step, str, Value], None]
 """Hears (branch, step, site, value) whenever a value is computed."""
+
+Measure = Callable[[torch.nn.Module, DiffusionPolicy, Any, Any], dict[str, int] | None]
+"""Tells the bytes of a value of every site from a call's arguments; None where it cannot."""
 
 RECORDS = 10_000
 """Steps remembered for reports; older ones are dropped."""
@@ -36,13 +43,23 @@ class Session:
         model: the denoiser.
         policy: what is reused, when and how.
         signature: how its calls are read.
-        order: its blocks in the order in which they run; empty until seen, and where no site or
-            gate needs them.
+        needs_blocks: whether the site or the gate looks into the blocks.
+        order: its blocks in the order in which they run: that of their lists until the first
+            computed step has shown it (then `known` is set); empty where nothing needs them.
+        whole: whether the site is the whole model.
+        absolute: whether a span's output is held, rather than what it adds.
+        watched: places of blocks whose outputs are looked at on a computed step.
+        starting: spans by the place of their first block.
         spans: runs of blocks that are observed, cut where one list of blocks ends.
         probe: first blocks that run on every step.
         sites: names of the modules that are left out on a skipped step, in order.
+        kinds: what each of them is, as `host.modules` tells.
+        numbers: place in `sites` by name; modules whose output nobody reads go with the one that
+            overwrites it.
         taps: told every computed value of a site.
         on_reset: called when the state of all requests is freed.
+        inner: companions that stand between the policy and the denoiser: each is given the forward
+            to call and its arguments, and runs while `evaluation` is the call in progress.
     """
 
     def __init__(
@@ -51,19 +68,29 @@ class Session:
         policy: DiffusionPolicy,
         signature: Signature,
         timeline: Timeline | None = None,
+        blocks: Sequence[Block] = (),
+        measure: Measure = lambda *_: None,
     ) -> None:
         self.model, self.policy, self.signature = model, policy, signature
         self.timeline = timeline
-        self.order: list[Block] = []
-        self.spans: tuple[Range, ...] = ()
-        self.probe = policy.gate.probe_blocks
+        site, gate = policy.site, policy.gate
+        self.needs_blocks = isinstance(site, BlockSite) or gate.probe != "none"
+        self.known = not self.needs_blocks
+        self.whole = not isinstance(site, BlockSite | ModuleSite)
+        self.absolute = isinstance(site, BlockSite) and site.absolute
+        self.probe = gate.probe_blocks
+        self._arrange(list(blocks) if self.needs_blocks else [])
         self.branches = Branches()
         self.records: deque[Record] = deque(maxlen=RECORDS)
         self.templates: dict[str, Any] = {}
-        self.shapes: dict[str, Any] = {}
         self.sites: list[str] = []
+        self.kinds: tuple[str, ...] = ()
+        self.numbers: dict[str, int] = {}
+        self.measure = measure
+        self._checked: set[Any] = set()
         self.taps: list[Tap] = []
         self.on_reset: list[Callable[[], None]] = []
+        self.inner: list[Callable[..., Any]] = []
         self.request = threading.local()
         self._current = threading.local()
         self._last = threading.local()
@@ -82,46 +109,47 @@ class Session:
         step = branch.begin(call, remaining)
         if branch.failed:
             return forward(*args, **kwargs)
-        if self.needs_blocks and not self.order:
-            self._survey(forward, args, kwargs)
+        self.foresee(call)
+        plain = forward
+        for companion in self.inner:
+            forward = functools.partial(companion, forward)
         evaluation = Evaluation(self, branch, call, step, forward)
         try:
-            return evaluation.run()
+            try:
+                return evaluation.run()
+            except Again:
+                branch.histories, branch.ledger = {}, Ledger.of(call.rows)
+                evaluation = Evaluation(self, branch, call, step, forward)
+                return evaluation.run()
         except RecollectError:
             branch.fail()
             raise
         except Exception as error:
             branch.fail()
-            if evaluation.culprit == "model":
+            if evaluation.blame.culprit == "model":
                 raise
             warnings.warn(
                 f"recollect: caching failed ({error}); this generation goes on uncached",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return forward(*args, **kwargs)
+            return plain(*args, **kwargs)
         except BaseException:  # an interrupt leaves no state behind
             branch.fail()
             raise
 
     @property
-    def needs_blocks(self) -> bool:
-        """Whether the site or the gate looks into the blocks."""
-        return isinstance(self.policy.site, BlockSite) or self.policy.gate.probe != "none"
-
-    @property
-    def evaluation(self) -> Evaluation | _Survey | None:
+    def evaluation(self) -> Evaluation | None:
         """The call in progress on this thread."""
         return getattr(self._current, "evaluation", None)
 
     @property
     def step(self) -> Step | None:
         """The step that the call in progress on this thread is at."""
-        evaluation = self.evaluation
-        return evaluation.step if isinstance(evaluation, Evaluation) else None
+        return None if self.evaluation is None else self.evaluation.step
 
     @contextmanager
-    def using(self, evaluation: Evaluation | _Survey) -> Iterator[None]:
+    def using(self, evaluation: Evaluation) -> Iterator[None]:
         """Make an evaluation the current one of this thread."""
         before, self._current.evaluation = self.evaluation, evaluation
         try:
@@ -129,24 +157,33 @@ class Session:
         finally:
             self._current.evaluation = before
 
-    def _survey(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Run the model once, plainly, to learn the order of its blocks and their streams."""
-        survey = _Survey()
-        with self.using(survey):
-            forward(*args, **kwargs)
-        self.order = survey.finish()
+    def learn(self, order: list[Block]) -> None:
+        """Take note of the order in which the blocks have run."""
+        if any(ran is not listed for ran, listed in itertools.zip_longest(order, self.order)):
+            self._arrange(order)
+        self.known = True
+
+    def _arrange(self, order: list[Block]) -> None:
+        """Set the order of blocks, and with it the spans."""
+        self.order = order
+        self.spans: tuple[Range, ...] = ()
+        self._cuts: dict[tuple[Range, ...], tuple[Range, ...]] = {}
         site = self.policy.site
         if isinstance(site, BlockSite):
-            spans = site.spans(len(self.order), self.probe)
-            if not spans:
+            spans = site.spans(len(order), self.probe)
+            if not spans and not site.optional:
                 raise RecipeError(
                     f"nothing is left to reuse: {type(self.model).__name__} has "
-                    f"{len(self.order)} blocks, and {self.probe} of them judge"
+                    f"{len(order)} blocks, and {self.probe} of them judge"
                 )
             self.spans = self.cut(spans)
+        self.watched = {span[1] - 1 for span in self.spans} | {self.probe - 1}
+        self.starting = {span[0]: [s for s in self.spans if s[0] == span[0]] for span in self.spans}
 
     def cut(self, spans: tuple[Range, ...]) -> tuple[Range, ...]:
         """Spans cut where a list of blocks ends: streams are reshaped between lists."""
+        if spans in self._cuts:
+            return self._cuts[spans]
         pieces: list[Range] = []
         for begin, end in spans:
             for place in range(begin, end):
@@ -155,7 +192,8 @@ class Session:
                     pieces.append((place, place + 1))
                 else:
                     pieces[-1] = (pieces[-1][0], place + 1)
-        return tuple(pieces)
+        self._cuts[spans] = tuple(pieces)
+        return self._cuts[spans]
 
     # -- decisions shared between branches -------------------------------------------------------
 
@@ -181,23 +219,32 @@ class Session:
         """Note a step for the report."""
         self.records.append(record)
 
-    def site_number(self, name: str) -> int:
-        """Number of a module among those left out."""
-        return self.sites.index(name)
+    def foresee(self, call: Call) -> None:
+        """Check the policy's limit before the first step of calls of this shape is computed.
+
+        Raises RecipeError where the state of a branch would grow over it.
+        """
+        shape = (call.latent.shape, call.latent.dtype, *(c.shape for c in call.conditions))
+        if self.policy.limit is None or shape in self._checked:
+            return
+        sizes = self.measure(self.model, self.policy, call.args, call.kwargs)
+        if sizes is not None:
+            self._refuse_over_limit(sum(sizes.values()))
+            self._checked.add(shape)
 
     def check_limit(self, branch: Branch) -> None:
-        """Raises RecipeError when the state would grow over the policy's limit."""
-        if self.policy.limit is None:
+        """The same after a branch's first computed step, where shapes could not be foreseen."""
+        if self.policy.limit is None or branch.checked:
             return
-        whole = sum(
-            sum(t.numel() * t.element_size() for t in history.terms[0])
-            for history in branch.histories.values()
-        )
-        needed = whole * self.policy.predictor.tensors
-        if needed > self.policy.limit:
+        self._refuse_over_limit(sum(nbytes(h.terms[0]) for h in branch.histories.values()))
+        branch.checked = True
+
+    def _refuse_over_limit(self, value: int) -> None:
+        needed, limit = value * self.policy.predictor.tensors, self.policy.limit
+        if limit is not None and needed > limit:
             raise RecipeError(
                 f"the state would take {needed:,} bytes per branch, over the limit of "
-                f"{self.policy.limit:,}; use a smaller site (Velocity) or a lower order"
+                f"{limit:,}; use a smaller site (Velocity) or a lower order"
             )
 
     def reset(self) -> None:
@@ -218,44 +265,3 @@ def _same_time(one: Any, other: Any) -> bool:
     if any(tensors):
         return all(tensors) and same((one,), (other,))
     return bool(one == other)
-
-
-class _Survey:
-    """A plain evaluation that watches the blocks."""
-
-    def __init__(self) -> None:
-        self.order: list[Block] = []
-        self._waiting: tuple[Block, dict[str, Any], Any] | None = None
-        self._known: dict[type, dict[int, str]] = {}
-
-    def block(self, block: Block, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Run a block; tell the streams of the one before from this one's arguments."""
-        named = block.bind(args, kwargs)
-        self._recognize(block, named)
-        output = forward(*args, **kwargs)
-        self.order.append(block)
-        self._waiting = (block, named, output)
-        return output
-
-    def module(
-        self, name: str, mute: bool, forward: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
-        """Run a module plainly."""
-        return forward(*args, **kwargs)
-
-    def norm(self, output: Any) -> None:
-        """Nothing is judged while surveying."""
-
-    def finish(self) -> list[Block]:
-        """The blocks in the order in which they ran."""
-        self._recognize(None, {})
-        return self.order
-
-    def _recognize(self, block: Block | None, named: dict[str, Any]) -> None:
-        if self._waiting is not None:
-            before, given, output = self._waiting
-            same = block is not None and block.group == before.group
-            kind = type(before.module)
-            recognize(before, given, output, named if same else None, self._known.get(kind))
-            self._known[kind] = before.streams
-            self._waiting = None

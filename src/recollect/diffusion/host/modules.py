@@ -47,10 +47,11 @@ def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
         if fused and not site.attention:
             continue  # its feed-forward part cannot be left out alone
         fused = fused and site.feed_forward
+        pair = site.feed_forward and all(name in children for name in _PAIR)
         for name, child in children.items():
             attention, feed = is_attention(name, child), _is_feed_forward(name, child)
-            target = fused and name == _FUSED[1]
-            mute = fused and (attention or name == _FUSED[0])
+            target = (fused and name == _FUSED[1]) or (pair and name == _PAIR[1])
+            mute = (fused and (attention or name == _FUSED[0])) or (pair and name == _PAIR[0])
             if mute or target or (site.attention and attention) or (site.feed_forward and feed):
                 kind = "fused" if fused else _kind(f"{path}.{name}", child, attention)
                 found.append(Submodule(f"{path}.{name}", child, mute, kind))
