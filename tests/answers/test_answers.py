@@ -650,13 +650,15 @@ def test_a_recipe_may_be_given_by_name():
         assert not a.lookup(ask("red sea")).hit  # cosine 0.5
 
 
-def test_importing_answers_loads_nothing_heavy():
-    heavy = "torch transformers numpy yaml redis psycopg sqlite3 safetensors langchain_core litellm"
+@pytest.mark.parametrize("module", ["recollect", "recollect.answers"])
+def test_importing_loads_nothing_but_the_standard_library(module):
     code = (
-        f"import sys, recollect.answers; print([m for m in '{heavy}'.split() if m in sys.modules])"
+        f"import sys; before = set(sys.modules); import {module}; "
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(loaded - sys.stdlib_module_names), 'sqlite3' in loaded, 'asyncio' in loaded)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "['recollect'] False False"
 
 
 def test_the_exact_tier_and_the_ngram_mode_load_no_torch():

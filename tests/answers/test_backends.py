@@ -12,7 +12,7 @@ from postgres_server import ABSENT as NO_POSTGRES
 from postgres_server import INITDB
 
 from recollect.answers import Answers
-from recollect.answers.backends.base import Denied, Filter, Observation, Unreachable
+from recollect.answers.backends.base import Denied, Filter, Observation, Unreachable, shown
 from recollect.answers.backends.base import open_backend as open_backend_at
 from recollect.answers.backends.guarded import GuardedBackend
 from recollect.answers.backends.memory import MemoryBackend
@@ -430,6 +430,19 @@ def test_a_cache_opens_without_its_server(url):
         assert answers.stats()["entries"] is None
         with pytest.raises(StoreError):
             answers.purge(everything=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://:p@ss@host/0", "redis://:…@host/0"),
+        ("postgresql://ada:p:w@host/db", "postgresql://ada:…@host/db"),
+        ("sqlite:///answers.db", "sqlite:///answers.db"),
+        ("redis://host:6379", "redis://host:6379"),
+    ],
+)
+def test_passwords_in_urls_are_not_shown(url, told):
+    assert shown(url) == told
 
 
 def test_wrong_credentials_stop_a_cache_from_opening_unless_it_is_told_to(redis_servers, caplog):

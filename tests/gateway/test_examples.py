@@ -379,6 +379,13 @@ def test_wrong_settings_of_examples_are_named(found, words):
         build_config({"upstream": "http://up", "examples": found})
 
 
+def test_a_floor_cannot_hide_examples_of_others():
+    examples = ExamplesConfig(models=MODELS, encoder="ngram")
+    GatewayConfig("http://up", floor=True, examples=examples)
+    with pytest.raises(GatewayError, match="not what examples change"):
+        GatewayConfig("http://up", floor=True, examples=examples, scope="tenant")
+
+
 def test_settings_of_examples_are_read():
     models = {"small": None, "large": {"cost": 8, "strong": True}}
     config = build_config({"upstream": "http://up", "examples": {"models": models}})

@@ -59,7 +59,7 @@ def test_nobody_waits_for_an_encoder_who_does_not_need_it(slow, upstream):
     with ThreadPoolExecutor(1) as pool:
         for _ in range(encoder.waiting._value):
             encoder.waiting.acquire()
-        held = pool.submit(post, address, asking("unknown"))
+        held = pool.submit(post, address, asking("What is 7 times 8?"))
         encoder.waiting.acquire()
         assert HTTP.get(f"{address}/healthz").status_code == 200
         answer = HTTP.post(

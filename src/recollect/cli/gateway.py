@@ -73,6 +73,7 @@ def gateway(
     try:
         import uvicorn
 
+        from recollect.answers.backends.base import shown
         from recollect.gateway.app import create_app
         from recollect.gateway.config import build_config, read_settings
         from recollect.gateway.gateway import Gateway
@@ -99,11 +100,13 @@ def gateway(
     if config.admin_key == made_up:
         dashboard += f"#key={made_up}"
     if as_json:
-        print_json({"address": address, "dashboard": dashboard, "store": config.store})
+        print_json({"address": address, "dashboard": dashboard, "store": shown(config.store)})
     else:
         err.print(f"gateway    {address}  →  {config.upstream}", soft_wrap=True)
         err.print(f"dashboard  {dashboard}", soft_wrap=True)
-        err.print(f"answers    {config.store}, recipe {config.recipe}, shared per {config.scope}")
+        err.print(
+            f"answers    {shown(config.store)}, recipe {config.recipe}, shared per {config.scope}"
+        )
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -164,6 +164,11 @@ class GatewayConfig:
         _one_of("scope", self.scope, SCOPES)
         _one_of("disclose", self.disclose, DISCLOSURES)
         _one_of("metrics", self.metrics, ("open", "admin"))
+        if self.floor and self.examples is not None and self.scope != "user":
+            raise GatewayError(
+                "floor hides the time of hits, not what examples change: "
+                "use it with scope user, or without examples"
+            )
         for name in ("max_body", "max_answer", "connect_seconds", "read_seconds"):
             if not getattr(self, name) > 0:
                 raise GatewayError(f"{name} must be above 0")

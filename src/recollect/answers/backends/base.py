@@ -7,6 +7,7 @@ partition, or was deleted. It knows nothing of similarity, and time reaches it a
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -176,8 +177,13 @@ def open_backend(url: str, required: bool | None = None) -> Backend:
 
         return GuardedBackend(PostgresBackend(url), required=required)
     raise RecipeError(
-        f"unknown backend '{url}'; write memory, sqlite:///path, redis://host or postgresql://host"
+        f"unknown backend '{shown(url)}'; write memory, sqlite:///path, redis://host or postgresql://host"
     )
+
+
+def shown(url: str) -> str:
+    """A URL fit to be shown: without its password."""
+    return re.sub(r"(://[^:/@]*:).*@", r"\1…@", url)
 
 
 def scope_key(partition: Sequence[str]) -> str:

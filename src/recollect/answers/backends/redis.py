@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from recollect.answers.backends import redis_scripts as scripts
 from recollect.answers.backends.base import (
     OBSERVATIONS,
     Backend,
@@ -22,6 +23,7 @@ from recollect.answers.backends.base import (
     checked_status,
     partition_key,
     scope_key,
+    shown,
 )
 from recollect.answers.entry import SCHEMA, Entry, pack, unpack
 from recollect.errors import HostError, StoreError
@@ -36,109 +38,6 @@ except ImportError as error:
 
 BATCH = 200
 PREFIX = "{recollect:answers}:"  # the braces keep all keys on one node of a cluster
-
-# Keys after the prefix: `m:id` fields of an entry, `b:id` its record, `o:id` its observations,
-# `c:id` its continuations, `x:request` places -> ids, `used` and `used:category` ids by last use,
-# `ids` ids by number, `expires` ids by expiry, `next` the last id, `about` schema and secret.
-_REMOVE = """
-local p = KEYS[1]
-local function remove(first)
-  local gone, waiting = {}, {first}
-  while #waiting > 0 do
-    local id = table.remove(waiting)
-    local m = redis.call('HMGET', p..'m:'..id, 'request', 'place', 'category', 'parent')
-    if m[1] then
-      gone[#gone + 1] = tonumber(id)
-      local at = p..'x:'..m[1]
-      if redis.call('HGET', at, m[2]) == tostring(id) then redis.call('HDEL', at, m[2]) end
-      redis.call('ZREM', p..'used:'..m[3], id)
-      if m[4] ~= '' then redis.call('SREM', p..'c:'..m[4], id) end
-      for _, child in ipairs(redis.call('SMEMBERS', p..'c:'..id)) do
-        waiting[#waiting + 1] = child
-      end
-    end
-    redis.call('DEL', p..'m:'..id, p..'b:'..id, p..'o:'..id, p..'c:'..id)
-    for _, set in ipairs({'used', 'ids', 'expires'}) do redis.call('ZREM', p..set, id) end
-  end
-  return gone
-end
-"""
-_ADD = (
-    _REMOVE
-    + """
-local request, place, record, created, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local millis, category, parent = tonumber(ARGV[6]), ARGV[7], ARGV[8]
-local held = redis.call('HGET', p..'x:'..request, place)
-if held then remove(held) end
-local id = redis.call('INCR', p..'next')
-redis.call('HSET', p..'m:'..id, 'request', request, 'place', place, 'category', category,
-  'parent', parent, 'hits', 0, 'created', created, unpack(ARGV, 9))
-if millis > 0 then
-  redis.call('SET', p..'b:'..id, record, 'PX', millis)
-else
-  redis.call('SET', p..'b:'..id, record)
-end
-redis.call('HSET', p..'x:'..request, place, id)
-redis.call('ZADD', p..'used', created, id)
-redis.call('ZADD', p..'used:'..category, created, id)
-redis.call('ZADD', p..'ids', id, id)
-redis.call('ZADD', p..'expires', expires, id)
-if parent ~= '' then redis.call('SADD', p..'c:'..parent, id) end
-return id
-"""
-)
-_DELETE = (
-    _REMOVE
-    + """
-local all = {}
-for _, id in ipairs(ARGV) do
-  for _, gone in ipairs(remove(id)) do all[#all + 1] = gone end
-end
-return all
-"""
-)
-_STATUS = (
-    _REMOVE
-    + """
-local id, status = ARGV[1], ARGV[2]
-local m = redis.call('HMGET', p..'m:'..id, 'request', 'place', 'writer')
-if not m[1] then return 0 end
-local place = ''
-if status ~= 'live' then place = 'q'..m[3] end
-local at = p..'x:'..m[1]
-if redis.call('HGET', at, m[2]) == id then redis.call('HDEL', at, m[2]) end
-local held = redis.call('HGET', at, place)
-if held and held ~= id then remove(held) end
-redis.call('HSET', at, place, id)
-redis.call('HSET', p..'m:'..id, 'place', place, 'status', status)
-return 1
-"""
-)
-_TOUCH = """
-local p, id, now = KEYS[1], ARGV[1], ARGV[2]
-local category = redis.call('HGET', p..'m:'..id, 'category')
-if category then
-  redis.call('HINCRBY', p..'m:'..id, 'hits', 1)
-  redis.call('ZADD', p..'used', now, id)
-  redis.call('ZADD', p..'used:'..category, now, id)
-end
-"""
-_OBSERVE = """
-local p, id = KEYS[1], ARGV[1]
-if redis.call('EXISTS', p..'m:'..id) == 1 then
-  redis.call('RPUSH', p..'o:'..id, ARGV[2])
-  redis.call('LTRIM', p..'o:'..id, -tonumber(ARGV[3]), -1)
-end
-"""
-_EXACT = """
-local p, found = KEYS[1], {}
-for _, id in ipairs(redis.call('HVALS', p..'x:'..ARGV[1])) do
-  local m = redis.call('HMGET', p..'m:'..id, 'status', 'hits')
-  local record = redis.call('GET', p..'b:'..id)
-  if m[1] and record then found[#found + 1] = {id, m[1], m[2], record} end
-end
-return found
-"""
 
 
 class RedisBackend(Backend):
@@ -159,12 +58,9 @@ class RedisBackend(Backend):
                 url, socket_timeout=5, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0)
             )
         except ValueError as error:
-            raise StoreError(f"cannot read the URL {url}: {error}") from error
+            raise StoreError(f"cannot read the URL {shown(url)}: {error}") from error
         self._prefix, self._ready = prefix, False
-        self._scripts = {
-            text: self._client.register_script(text)
-            for text in (_ADD, _DELETE, _STATUS, _TOUCH, _OBSERVE, _EXACT)
-        }
+        self._scripts = {text: self._client.register_script(text) for text in scripts.ALL}
         self.damaged = 0
 
     def add(self, entry: Entry) -> int:
@@ -178,7 +74,7 @@ class RedisBackend(Backend):
         with self._speaking():
             return int(
                 self._run(
-                    _ADD,
+                    scripts.ADD,
                     _request(entry.partition, entry.exact_fp),
                     "" if entry.status == "live" else "q" + entry.writer,
                     pack(entry),
@@ -196,7 +92,7 @@ class RedisBackend(Backend):
 
     def all_exact(self, partition: Sequence[str], exact_fp: bytes) -> list[Entry]:
         with self._speaking():
-            rows = self._run(_EXACT, _request(partition, exact_fp))
+            rows = self._run(scripts.EXACT, _request(partition, exact_fp))
         return list(self._entries(rows))
 
     def scan(self, which: Filter | None = None, *, after: int = 0) -> Iterator[Entry]:
@@ -217,16 +113,16 @@ class RedisBackend(Backend):
         wanted, removed = list(ids), list[int]()
         for start in range(0, len(wanted), BATCH):
             with self._speaking():
-                removed += self._run(_DELETE, *wanted[start : start + BATCH])
+                removed += self._run(scripts.DELETE, *wanted[start : start + BATCH])
         return removed
 
     def set_status(self, entry_id: int, status: str) -> bool:
         with self._speaking():
-            return bool(self._run(_STATUS, entry_id, checked_status(status)))
+            return bool(self._run(scripts.STATUS, entry_id, checked_status(status)))
 
     def touch(self, entry_id: int, now: float) -> None:
         with self._speaking():
-            self._run(_TOUCH, entry_id, repr(now))
+            self._run(scripts.TOUCH, entry_id, repr(now))
 
     def least_used(self, count: int, category: str | None = None) -> list[int]:
         with self._speaking():
@@ -239,7 +135,7 @@ class RedisBackend(Backend):
     def observe(self, entry_id: int, observation: Observation) -> None:
         text = f"{observation.similarity!r} {int(observation.correct)}"
         with self._speaking():
-            self._run(_OBSERVE, entry_id, text, OBSERVATIONS)
+            self._run(scripts.OBSERVE, entry_id, text, OBSERVATIONS)
 
     def observations(self, entry_id: int) -> list[Observation]:
         with self._speaking():

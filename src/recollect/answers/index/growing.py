@@ -27,7 +27,8 @@ class GrowingIndex(VectorIndex):
     Without usearch it stays exact at any size and says so once in the log.
 
     Arguments:
-        exact_below: entries up to which every vector is compared.
+        exact_below: entries up to which every vector is compared. At 4,096 of 384 numbers that
+            reads 6 MB a search, a quarter of a millisecond; a graph of as many takes half of it.
         rebuild_at: share of tombstones (0 to 1) that makes the graph worth building anew.
         background: build in a thread; False builds within the call that found it due.
     """
@@ -37,7 +38,7 @@ class GrowingIndex(VectorIndex):
         dim: int,
         encoder_id: str,
         *,
-        exact_below: int = 5000,
+        exact_below: int = 4096,
         rebuild_at: float = 0.2,
         background: bool = True,
     ) -> None:
@@ -101,7 +102,7 @@ class GrowingIndex(VectorIndex):
 
     @classmethod
     def load(
-        cls, path: str | Path, *, dim: int, encoder_id: str, exact_below: int = 5000
+        cls, path: str | Path, *, dim: int, encoder_id: str, exact_below: int = 4096
     ) -> GrowingIndex:
         """Read an index of either kind. Raises StoreError when it does not fit."""
         index = cls(dim, encoder_id, exact_below=exact_below)
