@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Companion(Part):
     """A cache with hooks of its own."""
+
+    inner: ClassVar[bool] = False
+    """Whether its hooks run inside those of site and gate: it changes how modules compute."""
 
     @abstractmethod
     def install(self, model: torch.nn.Module, session: Session, installed: Installed) -> None:

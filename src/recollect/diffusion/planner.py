@@ -6,6 +6,9 @@ budget costs many decibels. Planning takes a few recorded generations and no fur
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +17,10 @@ from recollect.diffusion.gates import Mask
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import FoCa, History, Predictor, Reuse, Taylor
 from recollect.diffusion.profiles import Profile, record
+from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
-__all__ = ["Plan", "Profile", "plan", "planned_error", "record"]
+__all__ = ["Plan", "Profile", "groups", "partition", "plan", "planned_error", "record"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,66 @@ def planned_error(profile: Profile, predictor: Predictor, computed: tuple[int, .
         assert latest[-1] == step
         total += cost.between(latest, after)
     return total
+
+
+def groups(profiles: Iterable[Profile], every: int) -> tuple[int, ...]:
+    """The first steps of groups that share one computed value, by Fisher's optimal partition.
+
+    The cost of a group is the L1 distance of its steps' values to its first one's, over all sites.
+    As many groups as a uniform schedule would have, each of half to twice its length: without the
+    bounds all computed steps would gather where features move most (CacheQuant,
+    arXiv:2503.01323).
+
+    Args:
+        profiles: recorded values, one profile per site.
+        every: length of a group on average.
+
+    Raises:
+        RecipeError: no profiles, or a length below 1.
+    """
+    if every < 1:
+        raise RecipeError(f"every is 1 or more, not {every}")
+    apart: list[list[float]] = []
+    for profile in profiles:
+        drift = [
+            [_distance(profile.values[t], profile.values[i]) for t in range(i, len(profile.steps))]
+            for i in range(len(profile.steps))
+        ]
+        apart = (
+            [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(apart, drift, strict=True)]
+            if apart
+            else drift
+        )
+    if not apart:
+        raise RecipeError("nothing was recorded to plan with")
+    return partition([list(itertools.accumulate(row)) for row in apart], every)
+
+
+def partition(costs: list[list[float]], every: int) -> tuple[int, ...]:
+    """The starts of the cheapest groups.
+
+    Args:
+        costs: of a group that begins at i and has n + 1 members, at ``[i][n]``.
+        every: length of a group on average; a group has half to twice as many members.
+    """
+    total = len(costs)
+    count = math.ceil(total / every)
+    shortest, longest = min(math.ceil(every / 2), total // count), 2 * every
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for _ in range(count):
+        grown: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for begin, (spent, starts) in best.items():
+            for end in range(begin + shortest, min(begin + longest, total) + 1):
+                price = spent + costs[begin][end - begin - 1]
+                if end not in grown or price < grown[end][0]:
+                    grown[end] = (price, (*starts, begin))
+        best = grown
+    return best[total][1]
+
+
+def _distance(one: Value, other: Value) -> float:
+    """L1 distance per element."""
+    return sum(float((a.float() - b.float()).abs().mean()) for a, b in zip(one, other, strict=True))
 
 
 class _Costs:

@@ -11,6 +11,7 @@ import torch
 from recollect.diffusion.attach import accelerated
 from recollect.diffusion.branches import Branch
 from recollect.diffusion.clock import Step
+from recollect.diffusion.companions import Companion
 from recollect.diffusion.gates import Interval
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.sites import Site, Velocity
@@ -34,18 +35,24 @@ class Profile:
     values: tuple[Value, ...]
 
 
-def record(target: Any, run: Callable[[], Any], site: Site | None = None) -> Profile:
+def record(
+    target: Any,
+    run: Callable[[], Any],
+    site: Site | None = None,
+    companions: tuple[Companion, ...] = (),
+) -> Profile:
     """Record a site with one value per step, while `run` draws one or more generations.
 
     Args:
         target: pipeline or denoiser.
         run: draws the calibration samples; nothing of them is reused.
         site: where to record; the model's output by default.
+        companions: what works beside meanwhile, e.g. a quantized denoiser.
 
     Raises:
         RecipeError: a site with several values per step, or generations of different lengths.
     """
-    found = record_each(target, run, site)
+    found = record_each(target, run, site, companions)
     if len(found) != 1:
         raise RecipeError(
             f"this site has several values per step ({', '.join(found)}); "
@@ -55,7 +62,10 @@ def record(target: Any, run: Callable[[], Any], site: Site | None = None) -> Pro
 
 
 def record_each(
-    target: Any, run: Callable[[], Any], site: Site | None = None
+    target: Any,
+    run: Callable[[], Any],
+    site: Site | None = None,
+    companions: tuple[Companion, ...] = (),
 ) -> dict[str, Profile]:
     """The same for sites with several values per step: a profile by the name of each.
 
@@ -64,7 +74,8 @@ def record_each(
     """
     site = site or Velocity()
     tap = _Tap()
-    with accelerated(target, DiffusionPolicy(site, Interval(every=1))) as acceleration:
+    policy = DiffusionPolicy(site, Interval(every=1), companions=companions)
+    with accelerated(target, policy) as acceleration:
         for session in acceleration.sessions.values():
             session.taps.append(tap)
         run()

@@ -1,0 +1,1 @@
+"""Quantized denoisers, and what is cached together with quantization (CacheQuant, Q&C)."""
