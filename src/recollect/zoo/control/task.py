@@ -16,9 +16,9 @@ TOKENS = 5
 """Points in an observation: before, now, the two gaps, the goal."""
 SPEED = 0.08  # way of a demonstration in one step
 _FASTEST = 0.12  # way of anything in one step
-_GAP = 0.09  # half the width of a gap
+_GAP = 0.12  # half the width of a gap
 _CLEAR = 0.12  # a demonstration passes the wall straight, from so far before to so far behind
-_NEAR = 0.05  # distance from the goal that counts as there
+_NEAR = 0.08  # distance from the goal that counts as there
 
 
 @dataclass(frozen=True)

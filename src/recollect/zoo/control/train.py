@@ -19,7 +19,7 @@ from recollect.zoo.control.task import lessons
 
 NAME = "tiny-policy"
 BATCH = 32
-EPISODES = 2000
+EPISODES = 1500
 BAR = 0.95
 """Share of episodes that the uncached policy must end at the goal."""
 
@@ -27,7 +27,7 @@ BAR = 0.95
 def train(
     name: str,
     out: str | Path,
-    steps: int = 4500,
+    steps: int = 2000,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
