@@ -1,1 +1,1 @@
-"""Keys and values of tokens that do not change, kept across denoising steps."""
+"""Keys and values of tokens that do not run on a step: conditions, references, other regions."""

@@ -18,13 +18,19 @@ class KVBank:
 
     They are kept before norm and rotary embedding: both are done per token whenever they are used,
     so a row can be overwritten on its own.
+
+    Attributes:
+        layers: name of the attention module -> what is kept of it.
+        learning: whether gradients flow through what is kept.
     """
 
     layers: dict[str, Pair] = field(default_factory=dict)
+    learning: bool = False
 
     def put(self, layer: str, key: torch.Tensor, value: torch.Tensor) -> Pair:
         """Keep keys and values (B, N, W) of every token; gives them back."""
-        self.layers[layer] = (key.detach().contiguous(), value.detach().contiguous())
+        kept = (key, value) if self.learning else (key.detach(), value.detach())
+        self.layers[layer] = (kept[0].contiguous(), kept[1].contiguous())
         return key, value
 
     def get(self, layer: str) -> Pair:
