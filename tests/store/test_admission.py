@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.errors import RecipeError
@@ -25,6 +25,7 @@ def measured(reads=(), prefills=(), **policy):
 # -- costs ---------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.floats(1e-5, 1), st.floats(1e5, 1e10))
 def test_latency_and_bandwidth_are_recovered_from_two_sizes(latency, bandwidth):
     link = LinkCost()
@@ -34,6 +35,7 @@ def test_latency_and_bandwidth_are_recovered_from_two_sizes(latency, bandwidth):
         assert link.predict(nbytes) == pytest.approx(latency + nbytes / bandwidth, rel=0.01)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-5, 1e2), st.integers(1, 10**8), st.floats(0.1, 10))
 def test_one_size_seen_bounds_every_other(seconds, nbytes, ratio):
     """Nothing costs less than none of it being fixed, nor more than all of it growing."""

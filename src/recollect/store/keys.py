@@ -8,6 +8,7 @@ salt and model, so that those share nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -18,6 +19,7 @@ from recollect.errors import StoreError
 SCHEME = "recollect.keys/1"
 
 
+@functools.lru_cache(maxsize=64)
 def root(model: str, *, namespace: str = "default", salt: str = "", chunk: int = 256) -> bytes:
     """The parent of a first chunk: 32 bytes that differ for every argument.
 
@@ -82,8 +84,10 @@ def _integers(ids: np.ndarray) -> tuple[bytes, np.ndarray]:
 
 def _head(major: int, value: int) -> bytes:
     """The head of a CBOR item of one of the major types 0x00, 0x20 … 0xE0."""
-    encoded = _integers(np.array([value], np.uint32))[0]
-    return bytes([encoded[0] | major]) + encoded[1:]
+    if value < 24:
+        return bytes([major | value])
+    size = 1 if value < 1 << 8 else 2 if value < 1 << 16 else 4
+    return bytes([major | 0x17 + size.bit_length()]) + value.to_bytes(size, "big")
 
 
 def _item(value: str | int) -> bytes:

@@ -117,6 +117,8 @@ def store_plan(spec: str | Composition | StorePlan = "lmcache", **arguments: Any
     if isinstance(spec, StorePlan):
         spec = Composition((), _stages_of(spec))
     if isinstance(spec, str):
+        from recollect.store import catalogue  # noqa: F401  (fills its part of the registry)
+
         spec = compose(spec)
     if not isinstance(spec, Composition):
         raise RecipeError(f"expected the name of a store's recipe, got {type(spec).__name__}")
