@@ -4,10 +4,12 @@
     python benchmarks/gateway_outage.py --seconds 10 --clients 8
 
 A Redis of the benchmark's own, an upstream that answers at once, and the gateway are processes on
-loopback. Clients send requests that were never asked before, so that each is looked up and stored.
-`up` is before the outage, `killed` after SIGKILL (connections are refused), `frozen` after SIGSTOP
-(connections stay and nothing answers). What an outage adds is the difference of the quantiles; the
-goal is less than 50 ms. `back` is the time from the server's return to the first hit.
+loopback. Clients send requests that were never asked before, so that each is looked up and stored,
+and in turns the same to the upstream itself: `direct` shows how busy the machine is. `up` is before
+the outage, `killed` after SIGKILL (connections are refused), `frozen` after SIGSTOP (connections
+stay and nothing answers). What an outage adds is the difference of the quantiles; the goal is less
+than 50 ms. The processor time is that of the gateway's process, in milliseconds a request. `back`
+is the time from the server's return to the first hit.
 Results go to benchmarks/results/gateway_outage.json.
 """
 
@@ -59,15 +61,20 @@ class Redis:
             self.process.wait()
 
 
-def traffic(port: int, seconds: float, clients: int, seeds: Any) -> list[float]:
-    """Seconds that requests took, sent for a while by so many clients, each a new question."""
-    taken: list[float] = []
+def traffic(ports: list[int], seconds: float, clients: int, seeds: Any) -> list[list[float]]:
+    """Seconds that requests took, sent for a while by so many clients, each a new question.
+
+    Each client asks all ports in turns; a list for each port.
+    """
+    taken: list[list[float]] = [[] for _ in ports]
     end = time.perf_counter() + seconds
 
     def ask() -> None:
-        client = Client(port)
+        servers = [Client(port) for port in ports]
         while time.perf_counter() < end:
-            taken.append(client.ask(next(seeds))[0])
+            seed = next(seeds)
+            for client, times in zip(servers, taken, strict=True):
+                times.append(client.ask(seed)[0])
             time.sleep(0.005)
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
@@ -102,15 +109,24 @@ def measure(seconds: float, clients: int) -> dict[str, Any]:
         gateway = Process("gateway", upstream=upstream.url, store=redis.url)
         until_hit(gateway.port, 0)
         for name, number in (("killed", signal.SIGKILL), ("frozen", signal.SIGSTOP)):
-            up = traffic(gateway.port, seconds, clients, seeds)
+            ports = [gateway.port, upstream.port]
+            used = [gateway.usage.value]
+            up, calm = traffic(ports, seconds, clients, seeds)
+            used.append(gateway.usage.value)
             redis.signal(number)
-            down = traffic(gateway.port, seconds, clients, seeds)
+            down, meanwhile = traffic(ports, seconds, clients, seeds)
+            used.append(gateway.usage.value)
             if number == signal.SIGKILL:
                 redis.start()
             else:
                 redis.signal(signal.SIGCONT)
             back = until_hit(gateway.port, next(seeds))
-            rows = {"up": row(up), "down": row(down), "back_seconds": back}
+            rows: dict[str, Any] = {"up": row(up), "direct, up": row(calm), "down": row(down)}
+            rows["direct, down"] = row(meanwhile)
+            rows["back_seconds"] = back
+            for phase, times, start in (("up", up, 0), ("down", down, 1)):
+                seconds_used = used[start + 1] - used[start]
+                rows[phase]["processor_ms"] = 1e3 * seconds_used / len(times)
             rows["added"] = {q: rows["down"][q] - rows["up"][q] for q in ("p50", "p95", "p99")}
             found[name] = rows
         gateway.stop()
@@ -130,14 +146,15 @@ def main() -> None:
     multiprocessing.set_start_method("spawn")
     found = measure(given.seconds, given.clients)
     table = Table(title="milliseconds through the gateway, questions never asked before")
-    for heading in ("outage", "store", "p50", "p95", "p99", "max", "requests"):
+    for heading in ("outage", "store", "p50", "p95", "p99", "max", "processor", "requests"):
         table.add_column(heading, justify="left" if heading in ("outage", "store") else "right")
     for name, rows in found.items():
-        for phase in ("up", "down"):
+        for phase in ("up", "direct, up", "down", "direct, down"):
             cells = [f"{rows[phase][q]:.1f}" for q in ("p50", "p95", "p99", "max")]
-            table.add_row(name, phase, *cells, str(rows[phase]["requests"]))
+            used = f"{rows[phase]['processor_ms']:.2f}" if "processor_ms" in rows[phase] else ""
+            table.add_row(name, phase, *cells, used, str(rows[phase]["requests"]))
         added = [f"{rows['added'][q]:+.1f}" for q in ("p50", "p95", "p99")]
-        table.add_row("", "added", *added, "", f"back after {rows['back_seconds']:.2f} s")
+        table.add_row("", "added", *added, "", "", f"back after {rows['back_seconds']:.2f} s")
     Console(width=100).print(table)
     about = {
         "seconds": given.seconds,
