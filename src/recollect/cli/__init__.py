@@ -8,6 +8,7 @@ from recollect import __version__
 from recollect.cli.calibrate import calibrate
 from recollect.cli.common import Group, debug_option
 from recollect.cli.demo import demo
+from recollect.cli.diffusion import eval_diffusion, plan_diffusion
 from recollect.cli.evaluate import evaluate
 from recollect.cli.gateway import gateway
 from recollect.cli.generate import generate
@@ -33,6 +34,19 @@ def main() -> None:
     """
 
 
-for _command in (demo, evaluate, report, generate, calibrate, recipes, redteam, serve, store, zoo):
+for _command in (
+    demo,
+    evaluate,
+    report,
+    generate,
+    calibrate,
+    recipes,
+    redteam,
+    serve,
+    store,
+    zoo,
+    plan_diffusion,
+    eval_diffusion,
+):
     main.add_command(_command)
 serve.add_command(gateway)

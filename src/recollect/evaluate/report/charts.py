@@ -106,7 +106,7 @@ def legend(numbers: dict[str, int], x: float, y: float) -> str:
     rows = []
     for row, (recipe, number) in enumerate(numbers.items()):
         at = y + 21 * row
-        rows.append(_mark(x, at, number) + text(x + 12, at + 4, recipe, class_="name"))
+        rows.append(marked(x, at, number) + text(x + 12, at + 4, recipe, class_="name"))
     return "".join(rows)
 
 
@@ -181,17 +181,19 @@ def _series(
         value = point.value
         parts.append(tag("line", x1=px, x2=px, y1=y(value.low), y2=y(value.high),
                          class_="whisker"))  # fmt: skip
-        parts.append(_mark(px, py, number, tip(point.variant, point, form, what)))
+        parts.append(marked(px, py, number, tip(point.variant, point, form, what)))
     recipe = its[0].variant.recipe
-    return tag("g", *parts, class_="series", data_recipe=recipe, style=_ink(number))
+    return tag("g", *parts, class_="series", data_recipe=recipe, style=ink(number))
 
 
-def _mark(x: float, y: float, number: int, tip: str | None = None) -> str:
+def marked(x: float, y: float, number: int, tip: str | None = None) -> str:
+    """The mark of a series at a place."""
     return tag("path", d=palette.mark(number), transform=f"translate({x:.1f} {y:.1f})",
-               class_="mark", style=_ink(number), data_tip=tip)  # fmt: skip
+               class_="mark", style=ink(number), data_tip=tip)  # fmt: skip
 
 
-def _ink(number: int) -> str:
+def ink(number: int) -> str:
+    """Style that gives an element the colour of a series."""
     return f"--ink-series:{palette.colour(number)}"
 
 

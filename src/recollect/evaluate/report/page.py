@@ -40,7 +40,7 @@ def page(about: dict[str, Any], records: Sequence[Record]) -> str:
             "the report needs jinja2; install it with: pip install 'recollect[eval]'"
         ) from error
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_asset("page.html.j2"))
+    template = environment.from_string(asset("page.html.j2"))
     return template.render(_content(about, records, jinja2.utils.markupsafe.Markup))
 
 
@@ -60,8 +60,8 @@ def _content(about: dict[str, Any], records: Sequence[Record], markup: Any) -> d
     views = [(mode, metric) for mode in modes for metric in metrics]
     return {
         "model": about["model"],
-        "style": markup(palette.css() + _asset("chart.css") + _asset("page.css")),
-        "script": markup(_asset("page.js")),
+        "style": markup(palette.css() + asset("chart.css") + asset("page.css")),
+        "script": markup(asset("page.js")),
         "subtitle": _subtitle(about, records),
         "tiles": tiles(records, speeds, metrics[0].name),
         "modes": [{"name": m, "title": _MODES[m][0], "words": _MODES[m][1]} for m in modes],
@@ -184,5 +184,6 @@ def _facts(about: dict[str, Any], records: Sequence[Record]) -> list[tuple[str, 
     return [(name, value) for name, value in shown.items() if value]
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file that pages are made of."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,176 @@
+"""The frontier of a trained image model: what is measured, shown, and refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from recollect.cli import main
+from recollect.errors import HostError, RecipeError, StoreError
+from recollect.evaluate.diffusion.frontier import FEWER, UNCACHED, load, run, save
+from recollect.evaluate.diffusion.page import page, write_page
+from recollect.evaluate.diffusion.painters import Painter, ZooPainter, painter
+from recollect.evaluate.diffusion.settings import KNOBS
+
+STEPS = 6
+ABOUT = {"model": "tiny-dit", "pictures": 2, "command": "recollect …", "versions": {"torch": "2"}}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    few = ("planned", "taylorseer", "fbcache")
+    return list(run(ZooPainter("tiny-dit"), (STEPS,), ("euler",), 2, recipes=few, shown=2))
+
+
+def test_uncached_pictures_are_their_own_measure(rows):
+    (plain,) = (row for row in rows if row.recipe == UNCACHED)
+    assert plain.flops == 1
+    assert plain.measures["psnr"] == 100
+    assert plain.measures["ssim"] == pytest.approx(1)
+    assert plain.measures["perceptual"] == 0
+
+
+def test_computation_is_counted_as_it_runs(rows):
+    shares = {row.setting: row.flops for row in rows}
+    assert shares["3 steps"] == pytest.approx(3 / STEPS, abs=1e-6)
+    assert shares["planned, 3 steps"] == pytest.approx(3 / STEPS, abs=1e-6)
+    # warm-up 2, then every second step: 0, 1, 3, 5
+    assert shares["taylorseer 2"] == pytest.approx(4 / STEPS, abs=1e-6)
+    cached = [row for row in rows if row.recipe not in (UNCACHED, FEWER)]
+    assert all(row.bytes > 0 for row in cached)
+    assert all(row.measures["psnr"] < 100 for row in cached if row.flops < 1)
+
+
+def test_results_are_read_back(rows, tmp_path):
+    save(tmp_path, ABOUT, rows)
+    about, read = load(tmp_path)
+    assert about == ABOUT
+    assert read == rows
+    with pytest.raises(StoreError, match="holds no frontier"):
+        load(tmp_path / "nothing")
+
+
+def test_the_page_holds_charts_pictures_and_all_numbers(rows, tmp_path):
+    save(tmp_path, ABOUT, rows)
+    html = write_page(tmp_path).read_text()
+    for row in rows:
+        assert row.setting in html
+    assert html.count("data:image/png;base64,") == 2 * (
+        1 + len({r.recipe for r in rows} - {UNCACHED})
+    )
+    assert html.count('<svg xmlns="http://www.w3.org/2000/svg" role="img"') == 2 * 5
+    assert "http://" not in html.replace("http://www.w3.org/2000/svg", "")
+    with pytest.raises(StoreError, match="no results yet"):
+        page(ABOUT, [])
+
+
+def test_samples_are_pictures(rows):
+    data = base64.b64decode(rows[0].samples[0])
+    assert data.startswith(b"\x89PNG")
+
+
+def test_a_model_that_a_recipe_does_not_fit_is_told_in_its_row():
+    class Plain(Painter):
+        name, solvers = "plain", ("own",)
+
+        def __init__(self):
+            self.target = _Linear()
+
+        def draw(self, steps, solver, seed, count):
+            x = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+            for step in range(steps):
+                x = x - 0.1 * self.target(x, torch.tensor(1 - step / steps))
+            return x
+
+    found = {row.recipe: row for row in run(Plain(), (4,), ("own",), 1, recipes=("reuse", "fora"))}
+    assert found["reuse"].refused == ""
+    assert "no blocks can be recognized" in found["fora"].refused
+
+
+class _Linear(torch.nn.Module):
+    """A denoiser without blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, sample, timestep):
+        return self.mix(sample) * timestep
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="needs prompts"):
+        painter(str(tmp_path))
+    with pytest.raises(HostError, match="cannot load a pipeline"):
+        painter(str(tmp_path), ("a lighthouse",))
+    with pytest.raises(RecipeError, match="no range of settings is known for 'scm'"):
+        list(run(ZooPainter("tiny-dit"), (2,), ("euler",), 1, recipes=("scm",)))
+    assert "scm" not in KNOBS
+
+
+def test_the_commands_write_what_they_say(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    given = ["--model", "tiny-dit", "--steps", "6", "--json"]
+    done = CliRunner().invoke(
+        main, ["plan-diffusion", *given, "--budget", "0.5", "--pictures", "1", "--out", str(plan)]
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["trials"][0]["decibels"] == max(t["decibels"] for t in found["trials"])
+    assert plan.is_file()
+    done = CliRunner().invoke(
+        main,
+        ["eval-diffusion", *given, "--recipes", "reuse", "--pictures", "2", "--out", str(tmp_path)],
+    )
+    assert done.exit_code == 0, done.output
+    assert {row["recipe"] for row in json.loads(done.stdout)["rows"]} == {
+        "uncached",
+        FEWER,
+        "reuse",
+    }
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan-diffusion", "--model", "tiny-dit", "--budget", "3"], "between 0 and 1"),
+        (["plan-diffusion", "--model", "tiny-dit", "--solver", "heun"], "euler or dpm, not 'heun'"),
+        (["eval-diffusion", "--model", "tiny-dit", "--steps", "few"], "takes whole numbers"),
+        (["eval-diffusion", "--model", "nowhere"], "needs prompts"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words):
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+def test_a_browser_shows_one_view_at_a_time(browser, rows, tmp_path):
+    other = [replace(row, solver="dpm") for row in rows]
+    save(tmp_path, ABOUT, [*rows, *other])
+    browser.get(write_page(tmp_path).as_uri())
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+    def shown(selector: str) -> int:
+        return browser.execute_script(
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter(e => e.getBoundingClientRect().width > 0).length",
+            selector,
+        )
+
+    pictures = shown(".samples img")
+    assert pictures == 2 * (1 + len({r.recipe for r in rows} - {UNCACHED}))
+    assert shown("#frontier figure") == 1
+    assert shown("#numbers tbody tr") == len(rows)
+    for name in ("6-dpm", "ssim"):
+        browser.execute_script(
+            "document.querySelector(`button[data-choose][value='${arguments[0]}']`).click()", name
+        )
+        assert shown("#frontier figure") == 1
+        assert shown(".samples img") == pictures
