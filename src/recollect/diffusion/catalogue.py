@@ -7,7 +7,10 @@ taylorseer"` takes EasyCache's gate with TaylorSeer's forecast.
 from __future__ import annotations
 
 from recollect.diffusion.attention.focal import FocalGuidance
+from recollect.diffusion.banks.conditions import ConditionBank
+from recollect.diffusion.banks.references import ReferenceBank
 from recollect.diffusion.correctors import Affine
+from recollect.diffusion.editing.regione import RegionEdit
 from recollect.diffusion.gates import (
     FirstBlock,
     ForecastError,
@@ -314,6 +317,42 @@ register(
         fallback={"site": Modules(), "gate": Interval(every=3), "predictor": Reuse()},
         needs=("artefact",),
         reported="DiT-XL/2 W8A8, 50 steps: FID 5.43; naive quantization with cache 13.67",
+        status="experimental",
+    ),
+    Recipe(
+        name="regione",
+        title="RegionE: Adaptive Region-Aware Generation for Efficient Image Editing",
+        authors="Chen et al. 2025",
+        arxiv="2510.25590",
+        area="diffusion",
+        summary="Iterate on the tokens that an edit changes; the others jump ahead at once.",
+        stages={"regions": RegionEdit()},
+        needs=("reference tokens", "euler"),
+        reported="Step1X-Edit 2.57x at PSNR 30.5; FLUX.1 Kontext 2.41x at 32.1; "
+        "Qwen-Image-Edit 2.06x at 31.1",
+        status="experimental",
+    ),
+    Recipe(
+        name="easycontrol",
+        title="EasyControl: Adding Efficient and Flexible Control for Diffusion Transformer",
+        authors="Zhang et al. 2025",
+        arxiv="2503.07027",
+        area="diffusion",
+        summary="Run condition tokens once per request; only their keys and values stay.",
+        stages={"conditions": ConditionBank()},
+        needs=("condition tokens", "adapter"),
+        reported="latency 58% lower with one condition, against no cache",
+        status="experimental",
+    ),
+    Recipe(
+        name="reference-bank",
+        title="Keys and values of reference tokens (FLUX.2 klein in diffusers), renewed on steps",
+        authors="Black Forest Labs 2025",
+        arxiv="",
+        area="diffusion",
+        summary="Between renewals the tokens of the result run alone and see a frozen reference.",
+        stages={"references": ReferenceBank()},
+        needs=("reference tokens",),
         status="experimental",
     ),
 )
