@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,9 @@ def _attempts(
     bench: _Bench, calibration: Sequence[int], budget: float
 ) -> Iterator[tuple[str, Callable[[], list[Trial]]]]:
     for site in SITES:
-        yield (
-            f"planned {type(site).__name__}",
-            lambda site=site: _planned(bench, site, calibration, budget),
-        )
+        yield f"planned {type(site).__name__}", partial(_planned, bench, site, calibration, budget)
     for name in GATES:
-        yield name, lambda name=name: _gated(bench, name, budget)
+        yield name, partial(_gated, bench, name, budget)
 
 
 def _planned(bench: _Bench, site: Site, calibration: Sequence[int], budget: float) -> list[Trial]:

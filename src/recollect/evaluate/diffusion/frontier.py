@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _run(
     shown: int,
     progress: Callable[[str], None],
 ) -> Iterator[Row]:
-    def measured(recipe: str, setting: str, count: int = steps, **more: Any) -> Row:
+    def measured(recipe: str, setting: str, count: int = steps) -> tuple[Row, torch.Tensor, int]:
         with FlopCounterMode(display=False) as counter:
             started = time.process_time()
             drawn = painter.draw(count, solver, seed, pictures)
@@ -105,8 +105,10 @@ def _run(
         }
         share = flops / (whole or flops)
         samples = tuple(map(png, drawn[:shown]))
-        return Row(steps, solver, recipe, setting, share, seconds, measures=measures,
-                   samples=samples, **more), drawn, flops  # fmt: skip
+        row = Row(
+            steps, solver, recipe, setting, share, seconds, measures=measures, samples=samples
+        )
+        return row, drawn, flops
 
     plain: torch.Tensor | None = None
     whole = 0
@@ -130,7 +132,7 @@ def _run(
         except HostError as error:
             yield Row(steps, solver, setting.recipe, setting.name, refused=str(error))
             continue
-        yield Row(**{**vars(row), "bytes": held})
+        yield replace(row, bytes=held)
 
 
 def png(picture: torch.Tensor, edge: int = 96) -> str:
