@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recollect.errors import StoreError
 from recollect.store.admission import Decision, Stored
 from recollect.store.costs import SURPRISE
+from recollect.store.tiers.partial import PartialLease
+
+FIRST = 16  # of an entry whose bytes come later, this part is waited for
 
 if TYPE_CHECKING:
     from recollect.store.store import Store
@@ -35,6 +39,7 @@ def load_leading(
     *,
     nbytes: int,
     chunk: int,
+    whole: bool = True,
 ) -> list[Lease]:
     """Leases on the leading entries worth loading; the caller releases them.
 
@@ -43,28 +48,44 @@ def load_leading(
         total: tokens of the prompt.
         nbytes: of one entry.
         chunk: tokens that one entry stands for.
+        whole: False to wait for the first bytes of every entry only, where the tier allows it.
     """
     decision, stored = plan_load(store, keys, total, nbytes=nbytes, chunk=chunk)
     wanted = decision.load
     leases: list[Lease] = []
     while len(leases) < wanted:
         here = stored[len(leases)]
-        expected = store.admission.reading(here.tier).predict(here.nbytes)
+        latency, per_byte = store.admission.reading(here.tier).prices
         began = store.clock()
-        lease = store.get(keys[len(leases)])
+        lease = store.get(keys[len(leases)], whole=whole)
         if lease is None:  # gone since we looked
             break
+        try:
+            amount = _wait(store, lease, here.tier, whole)
+        except StoreError:
+            break
         leases.append(lease)
-        if here.tier == "disk":  # its bytes come when they are touched
-            touch(lease.data)
-            store.admission.observe_read(here.tier, lease.nbytes, store.clock() - began)
-        if store.clock() - began > SURPRISE * expected:
+        if store.clock() - began > SURPRISE * (latency + per_byte * amount):
             ready = len(leases) * chunk
             rest = store.admission.decide(stored[len(leases) :], total, ready=ready)
             wanted = len(leases) + rest.load
     if decision.probe is not None and len(leases) < len(stored):
         store.prefetch(keys[len(leases) : len(leases) + 1])
     return leases
+
+
+def _wait(store: Store, lease: Lease, tier: str, whole: bool) -> int:
+    """Have the bytes of an entry come, or the first of them; how many those are."""
+    began = store.clock()
+    amount = lease.nbytes if whole else -(-lease.nbytes // FIRST)
+    if isinstance(lease, PartialLease):
+        lease.require(0, amount)
+    elif tier == "disk":  # its bytes come when they are touched
+        touch(lease.data[:amount])
+        store.admission.observe_read(tier, amount, store.clock() - began)
+    else:
+        amount = lease.nbytes
+    return amount
 
 
 def touch(data: memoryview) -> None:

@@ -29,6 +29,7 @@ from recollect.store.plan import StorePlan, store_plan
 from recollect.store.tiers.base import Facts, Lease, Reservation, Tier, TierStat, check_key
 from recollect.store.tiers.disk import DiskTier
 from recollect.store.tiers.host import HostTier
+from recollect.store.tiers.partial import PartialLease
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -237,17 +238,25 @@ class Store:
         self._writing.discard(key)
         return None
 
-    def get(self, key: bytes) -> Lease | None:
-        """The entry from the nearest tier that has it, or None."""
+    def get(self, key: bytes, *, whole: bool = True) -> Lease | None:
+        """The entry from the nearest tier that has it, or None.
+
+        With `whole` False it may be a `PartialLease`, whose bytes come when they are required.
+        """
         for depth, tier in enumerate(self.tiers):
-            lease = self._read(tier, key)
+            lease = self._read(tier, key, whole)
             if lease is None:
                 continue
             lease.tier = tier.name
             self._note("hits", "hit", key, tier.name, lease.nbytes)
             self.admission.observe_reuse(reused=1)
             if depth:
-                self._copy(key, lease.data, Facts(self.namespace), self.tiers[:depth], "promoted")
+                facts, nearer = Facts(self.namespace), self.tiers[:depth]
+                promote = partial(self._copy, key, facts=facts, tiers=nearer, event="promoted")
+                if isinstance(lease, PartialLease):
+                    lease.finished = promote
+                else:
+                    promote(lease.data)
             return lease
         self._note("misses", "miss", key)
         return None
@@ -274,7 +283,13 @@ class Store:
         return found
 
     def load(
-        self, keys: Sequence[bytes], total: int, *, nbytes: int, chunk: int | None = None
+        self,
+        keys: Sequence[bytes],
+        total: int,
+        *,
+        nbytes: int,
+        chunk: int | None = None,
+        whole: bool = True,
     ) -> list[Lease]:
         """Leases on the leading entries that are quicker to load than to compute.
 
@@ -283,8 +298,11 @@ class Store:
             total: tokens of the prompt.
             nbytes: of one entry.
             chunk: tokens per entry; None takes the store's.
+            whole: False for leases whose bytes may come when they are required, see `get`.
         """
-        return load_leading(self, keys, total, nbytes=nbytes, chunk=chunk or self.chunk)
+        return load_leading(
+            self, keys, total, nbytes=nbytes, chunk=chunk or self.chunk, whole=whole
+        )
 
     def prefetch(self, keys: Sequence[bytes]) -> None:
         """Bring entries to the nearest tier, off the critical path."""
@@ -419,15 +437,17 @@ class Store:
             with self._lock:
                 self._counts["skipped"] += 1
 
-    def _read(self, tier: Tier, key: bytes) -> Lease | None:
+    def _read(self, tier: Tier, key: bytes, whole: bool = True) -> Lease | None:
         """An entry of one tier; one that fails its check is set aside."""
         began = self.clock()
         try:
-            lease = tier.get(key)
+            lease = tier.get(key) if whole or self._verify is not None else tier.open(key)
         except StoreError as error:
             self._failed(tier.name, key, error)
             return None
-        if lease is not None and not isinstance(tier, MAPPED):
+        if isinstance(lease, PartialLease):
+            lease.observe = partial(self.admission.observe_read, tier.name)
+        elif lease is not None and not isinstance(tier, MAPPED):
             self.admission.observe_read(tier.name, lease.nbytes, self.clock() - began)
         if lease is None or tier is self.tiers[0] or self._verify is None:
             return lease

@@ -98,6 +98,14 @@ class Frame:
             self._unverified.discard(name)
         return self._data[found.offset : found.offset + found.nbytes]
 
+    def span(self, prefix: str) -> tuple[int, int]:
+        """Where the sections whose names begin so lie: first byte, and the one behind the last."""
+        own = [section for name, section in self.sections.items() if name.startswith(prefix)]
+        if not own:
+            return 0, 0
+        ends = [s.offset + s.nbytes + -s.nbytes % ALIGN for s in own]
+        return min(section.offset for section in own), max(ends)
+
     def verify(self) -> None:
         """Check every section that was not read yet. Raises StoreError."""
         for name in list(self._unverified):
@@ -166,6 +174,17 @@ def unpack(
     if verify:
         frame.verify()
     return frame
+
+
+def head_bytes(data: Buffer) -> int:
+    """How many bytes at a frame's beginning `unpack` needs to read what it says about itself.
+
+    `data` has at least the first 64; whatever else they may be, the answer lies within it.
+    """
+    view = memoryview(data)
+    if len(view) < PREFIX.size:
+        return len(view)
+    return min(PREFIX.size + PREFIX.unpack(view[: PREFIX.size])[2], len(view))
 
 
 def nbytes(buffers: list[Buffer]) -> int:

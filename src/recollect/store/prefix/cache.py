@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,17 @@ from recollect.errors import RecipeError
 from recollect.kv import host
 from recollect.kv.cache import RecollectCache
 from recollect.kv.fingerprint import fingerprint
+from recollect.kv.layer import KVLayer
 from recollect.kv.policy import KVPolicy, policy
 from recollect.recipe import Composition
 from recollect.store.frames import nbytes
 from recollect.store.prefix import chunks, states
 from recollect.store.prefix.calls import Prompt, read_call, without_prefix
+from recollect.store.prefix.chunks import KV
+from recollect.store.prefix.found import Finder, Found
 from recollect.store.prefix.models import check_layers, devices
 from recollect.store.prefix.report import PrefixReport
+from recollect.store.prefix.streamed import Arrival
 from recollect.store.store import Store
 
 WAITING = 4  # prefills that may wait to be saved; later ones are not
@@ -79,6 +83,7 @@ class _Prefill:
     prompt: Prompt
     columns: int
     started: float
+    arrival: Arrival | None = None
 
 
 class PrefixCache:
@@ -117,6 +122,8 @@ class PrefixCache:
         # model's attention is routed once.
         self._anchor = None if self._by_chunks else RecollectCache(model, policy, kernel=kernel)
         self.report = PrefixReport(len(layers))
+        self._finder = Finder(self._chunks, store, self.report)
+        self._computing = False  # a prefix that did not come: this call is no prefill of anyone's
         self._prefills: weakref.WeakKeyDictionary[Cache, _Prefill] = weakref.WeakKeyDictionary()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recollect-prefix")
         self._writing: deque[Future[None]] = deque()
@@ -182,6 +189,8 @@ class PrefixCache:
         self, _module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Fill the empty cache of a prefill, and leave the rest of the prompt to the model."""
+        if self._computing:
+            return None
         prompt = read_call(self.model, args, kwargs)
         cache = kwargs.get("past_key_values")
         if isinstance(prompt, Prompt) and not self._fills(cache):
@@ -191,15 +200,15 @@ class PrefixCache:
                 self.report.untouched[prompt] += 1
             return None
         assert isinstance(cache, Cache)
-        started = time.perf_counter()
+        started, arrival = time.perf_counter(), None
         if self._by_chunks:
-            columns = self._fill(cache, prompt)
+            columns, arrival = self._fill(cache, prompt)
         else:
             cache, columns = self._state(prompt)
         self.report.prompts += len(prompt.ids)
         self.report.tokens += prompt.tokens
         self.report.load_seconds += time.perf_counter() - started
-        self._prefills[cache] = _Prefill(prompt, columns, time.perf_counter())
+        self._prefills[cache] = _Prefill(prompt, columns, time.perf_counter(), arrival)
         return args, {**without_prefix(kwargs, columns), "past_key_values": cache}
 
     def _after(
@@ -213,8 +222,12 @@ class PrefixCache:
         assert isinstance(cache, Cache)
         prompt, form = prefill.prompt, self._chunks
         rows, computed = len(prompt.ids), prompt.width - prefill.columns
-        seconds = (time.perf_counter() - prefill.started) / rows
-        self.store.admission.observe_prefill(computed, seconds, prefill.columns)
+        seconds = time.perf_counter() - prefill.started
+        if prefill.arrival is not None:
+            seconds -= self._arrived(cache, prefill.arrival)
+        seconds /= rows
+        if prefill.arrival is None or not prefill.arrival.was_computed:
+            self.store.admission.observe_prefill(computed, seconds, prefill.columns)
         if not self._by_chunks:
             return
         new = prompt.chunks(form.tokens) - prompt.chunks(form.tokens, prefill.columns)
@@ -236,14 +249,56 @@ class PrefixCache:
             return True
         return self._by_chunks and isinstance(cache, RecollectCache) and cache.policy.is_plain
 
-    def _fill(self, cache: Cache, prompt: Prompt) -> int:
-        """Columns that were put into the cache."""
-        found = chunks.find(self._chunks, self.store, prompt, self.report)
+    def _fill(self, cache: Cache, prompt: Prompt) -> tuple[int, Arrival | None]:
+        """Columns that are in the cache, and what brings them if they are still to come."""
+        later = type(cache) is DynamicCache and not cache.offloading
+        found = self._finder.find(prompt, later=later)
         if found is None:
-            return 0
-        chunks.fill(cache, found, devices(self.model, self._chunks.layers))
+            return 0, None
         self.report.matched += found.matched
-        return found.columns
+        homes = devices(self.model, self._chunks.layers)
+        if found.is_complete:
+            fill(cache, found, homes)
+            return found.columns, None
+        arrival = Arrival(found, homes, lambda: self._compute(prompt, found.columns))
+        arrival.into(cache)
+        return found.columns, arrival
+
+    def _arrived(self, cache: Cache, arrival: Arrival) -> float:
+        """Seconds that a prefill waited for its prefix, which is whole now."""
+        arrival.settle(cache)
+        found = arrival.found
+        self.report.load_seconds += found.waited
+        if arrival.was_computed:
+            self.report.matched -= found.matched
+        return found.waited
+
+    @torch.no_grad()
+    def _compute(self, prompt: Prompt, columns: int) -> list[KV]:
+        """Keys and values of the first columns, by the model; zeros stand for padding."""
+        place = torch.arange(columns)
+        padding = torch.tensor(prompt.padding)[:, None]
+        visible = place >= padding
+        inputs = {
+            "input_ids": prompt.ids[:, :columns],
+            "attention_mask": visible.long(),
+            "position_ids": (place - padding).clamp_min(0),
+        }
+        cache = DynamicCache(config=self.model.config)
+        self._computing = True
+        try:
+            on_device = {name: x.to(self.model.device) for name, x in inputs.items()}
+            self.model(**on_device, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        finally:
+            self._computing = False
+        layers = chunks.snapshot(cache)
+        if not any(prompt.padding):
+            return layers
+        hidden = ~visible[:, None, :, None]
+        return [
+            (k.masked_fill(hidden.to(k.device), 0), v.masked_fill(hidden.to(v.device), 0))
+            for k, v in layers
+        ]
 
     def _state(self, prompt: Prompt) -> tuple[RecollectCache, int]:
         """A cache of ours with the longest prefix remembered, and how long that is.
@@ -276,3 +331,19 @@ class PrefixCache:
                 self.report.saved_bytes += nbytes(frame)
             else:
                 self.report.refused += 1
+
+
+def fill(cache: Cache, found: Found, devices: Sequence[torch.device]) -> None:
+    """Put a prefix into an empty cache of the host, or a plain one of ours, layer by layer."""
+    padding = torch.tensor(found.padding) if any(found.padding) else None
+    for index, device in enumerate(devices):
+        k, v = (x.to(device) for x in found.layer(index))
+        if not isinstance(cache, RecollectCache):
+            cache.update(k, v, index)
+            continue
+        layer = cache.layers[index]
+        assert isinstance(layer, KVLayer)
+        layer.lazy_initialization(k, v)
+        layer.hold(k, v)
+        layer.seen = found.columns
+        layer.padding = None if padding is None else padding.to(k.device)

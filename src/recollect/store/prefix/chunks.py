@@ -1,7 +1,7 @@
 """Exact prefixes: full chunks of tokens under chained keys, for models that keep every token.
 
-A prompt's keys and values are cut into chunks of `chunk` tokens; the longest run of leading chunks
-that the store has is put into the host's cache, bit for bit as it was computed.
+A prompt's keys and values are cut into chunks of `chunk` tokens: what these look like, and how they
+are saved. `found` has the way back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from transformers.cache_utils import Cache
 
 from recollect.errors import StoreError
 from recollect.kv.cache import RecollectCache
-from recollect.kv.layer import KVLayer
-from recollect.store.frames import FrameHeader, decode_layer, encode_layers, nbytes, unpack
+from recollect.store.frames import FrameHeader, encode_layers, nbytes
 from recollect.store.prefix.calls import Prompt
 from recollect.store.prefix.report import PrefixReport
 from recollect.store.store import Store
@@ -66,14 +65,9 @@ class ChunkFormat:
         """Of the frame of chunk number `index`."""
         return FrameHeader(self.model, self.tokens, index * self.tokens)
 
-    def read(self, data: memoryview, index: int) -> list[KV]:
-        """Keys (K, n, D) and values of all layers from the frame of chunk number `index`.
-
-        Raises:
-            StoreError: it is not what it should be.
-        """
-        frame = unpack(data, model=self.model, dtype=self.dtype)
-        header, expected = frame.header, self.header(index)
+    def check(self, header: FrameHeader, index: int) -> None:
+        """Raises StoreError unless a frame says that it is chunk number `index`."""
+        expected = self.header(index)
         if (header.tokens, header.first_position) != (self.tokens, expected.first_position):
             raise StoreError("the entry is another chunk than its key says")
         if (header.exactness, header.codec, header.form) != (
@@ -82,78 +76,6 @@ class ChunkFormat:
             raise StoreError(f"the entry is {header.exactness} in codec {header.codec}")
         if header.layers != self.layers:
             raise StoreError(f"the entry has {header.layers} layers, the model {self.layers}")
-        return [decode_layer(frame, layer) for layer in range(self.layers)]
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """What was found for a batch: the first `columns` columns of every row.
-
-    Attributes:
-        columns: padding included.
-        rows: for every row its chunks, each a list over layers.
-        padding: columns in front of each row.
-    """
-
-    columns: int
-    rows: list[list[list[KV]]]
-    padding: tuple[int, ...]
-
-    @property
-    def matched(self) -> int:
-        """Real tokens of all rows."""
-        return sum(max(self.columns - padding, 0) for padding in self.padding)
-
-    def layer(self, index: int) -> KV:
-        """Keys (B, K, columns, D) and values of a layer; zeros stand for padding."""
-        rows = [self._row(row, index) for row in range(len(self.rows))]
-        k, v = zip(*rows, strict=True)
-        return torch.stack(k), torch.stack(v)
-
-    def _row(self, row: int, layer: int) -> KV:
-        model = next(chunk for chunks in self.rows for chunk in chunks)[layer]
-        padding = min(self.padding[row], self.columns)
-        out = []
-        for kind in (0, 1):
-            parts = [chunk[layer][kind] for chunk in self.rows[row]]
-            heads, _, width = model[kind].shape
-            front = model[kind].new_zeros(heads, padding, width)
-            out.append(torch.cat([front, *parts], dim=1)[:, : self.columns])
-        return out[0], out[1]
-
-
-def find(form: ChunkFormat, store: Store, prompt: Prompt, report: PrefixReport) -> Chunks | None:
-    """The longest stored prefix that all rows of a batch have and that is worth loading.
-
-    At least one token is always left to compute: its logits are what the call is for.
-    """
-    read: dict[bytes, list[KV]] = {}
-    rows = [_leading(form, store, prompt.row(row), read, report) for row in range(len(prompt.ids))]
-    reach = [
-        padding + len(row) * form.tokens for padding, row in zip(prompt.padding, rows, strict=True)
-    ]
-    columns = min(*reach, prompt.width - 1)
-    if columns <= min(prompt.padding):
-        return None
-    for index, padding in enumerate(prompt.padding):
-        del rows[index][-(-max(columns - padding, 0) // form.tokens) :]
-    return Chunks(columns, rows, prompt.padding)
-
-
-def fill(cache: Cache, found: Chunks, devices: Sequence[torch.device]) -> None:
-    """Put a prefix into an empty cache of the host, or a plain one of ours, layer by layer."""
-    padding = torch.tensor(found.padding) if any(found.padding) else None
-    for index, device in enumerate(devices):
-        k, v = (x.to(device) for x in found.layer(index))
-        if not isinstance(cache, RecollectCache):
-            cache.update(k, v, index)
-            continue
-        layer = cache.layers[index]
-        assert isinstance(layer, KVLayer)
-        layer.lazy_initialization(k, v)
-        layer.hold(k, v)
-        layer.seen = found.columns
-        layer.padding = None if padding is None else padding.to(k.device)
 
 
 def snapshot(cache: Cache) -> list[KV]:
@@ -194,35 +116,3 @@ def save(
                 report.saved_bytes += nbytes(buffers)
             else:
                 report.refused += 1
-
-
-def _leading(
-    form: ChunkFormat,
-    store: Store,
-    tokens: Sequence[int],
-    read: dict[bytes, list[KV]],
-    report: PrefixReport,
-) -> list[list[KV]]:
-    """The leading chunks of one prompt that are stored, sound, and quicker to load than to compute.
-
-    `read` collects chunks by key: rows of a batch often begin alike.
-    """
-    keys = form.keys(store, tokens)
-    leases = store.load(keys, len(tokens), nbytes=form.nbytes, chunk=form.tokens)
-    if len(leases) < len(keys):
-        report.declined += (store.longest(keys) - len(leases)) * form.tokens
-    found = []
-    for index, (key, lease) in enumerate(zip(keys, leases, strict=False)):
-        if key not in read:
-            try:
-                read[key] = form.read(lease.data, index)
-            except StoreError:
-                store.set_aside(key)
-                report.unusable += 1
-                break
-            report.entries += 1
-            report.loaded += lease.nbytes
-        found.append(read[key])
-    for lease in leases:
-        lease.release()  # the chunks are views of their bytes, and keep them in place
-    return found

@@ -16,12 +16,13 @@ from recollect.store.streaming.controller import (
     Throughput,
 )
 from recollect.store.streaming.delivery import deliver, level_key
-from recollect.store.streaming.loader import LayerStream
+from recollect.store.streaming.loader import BrokenChunk, LayerStream
 
 __all__ = [
     "TEXT",
     "AdaptivePolicy",
     "Bandwidth",
+    "BrokenChunk",
     "Chunk",
     "LayerStream",
     "Policy",

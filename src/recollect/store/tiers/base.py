@@ -102,6 +102,10 @@ class Tier(ABC):
     def close(self) -> None:
         """Let go of files and connections. Idempotent."""
 
+    def open(self, key: bytes) -> Lease | None:
+        """`get`, but the bytes may come later: a `PartialLease`, where the tier can read ranges."""
+        return self.get(key)
+
     def peek(self, key: bytes) -> Lease | None:
         """`get` that counts as no access, where the tier can tell the difference."""
         return self.get(key)

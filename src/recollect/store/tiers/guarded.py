@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from recollect.errors import StoreError
 from recollect.store.tiers.base import NO_FACTS, Facts, Lease, Reservation, Tier, TierStat
+from recollect.store.tiers.partial import PartialLease
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -99,6 +100,12 @@ class GuardedTier(Tier):
 
     def get(self, key: bytes) -> Lease | None:
         return self._ask(lambda: self.tier.get(key), None)
+
+    def open(self, key: bytes) -> Lease | None:
+        lease = self._ask(lambda: self.tier.open(key), None)
+        if isinstance(lease, PartialLease):
+            lease.watch(self._failed)
+        return lease
 
     def contains(self, key: bytes) -> bool:
         return self._ask(lambda: self.tier.contains(key), False)

@@ -27,6 +27,7 @@ from recollect.store.tiers.base import (
     check_key,
 )
 from recollect.store.tiers.guarded import Denied, Unreachable
+from recollect.store.tiers.partial import PartialLease
 
 try:
     import obstore
@@ -130,6 +131,22 @@ class ObjectTier(Tier):
         self._count("_hits", "_leases")
         return Lease(data, lambda: self._count("_leases", by=-1))
 
+    def open(self, key: bytes) -> Lease | None:
+        check_key(key)
+        path = self._path(key)
+        with self._speaking():
+            try:
+                nbytes = obstore.head(self._store, path)["size"]
+            except FileNotFoundError:
+                self._count("_misses")
+                return None
+        self._count("_hits", "_leases")
+        return PartialLease(
+            nbytes,
+            lambda start, stop: self._range(path, start, stop),
+            lambda: self._count("_leases", by=-1),
+        )
+
     def contains(self, key: bytes) -> bool:
         with self._speaking():
             try:
@@ -193,6 +210,13 @@ class ObjectTier(Tier):
                         key = bytes.fromhex(found["path"].rpartition("/")[2])
                         if len(key) == 32:
                             yield key, found["size"]
+
+    def _range(self, path: str, start: int, stop: int) -> Buffer:
+        with self._speaking():
+            try:
+                return memoryview(obstore.get_range(self._store, path, start=start, end=stop))
+            except FileNotFoundError as error:
+                raise StoreError("the entry is gone") from error
 
     def _path(self, key: bytes) -> str:
         return f"{self._folder}/{key.hex()[:2]}/{key.hex()}"

@@ -27,6 +27,7 @@ from recollect.store.tiers.base import (
     check_key,
 )
 from recollect.store.tiers.guarded import Denied, Unreachable
+from recollect.store.tiers.partial import PartialLease
 
 try:
     import redis
@@ -159,6 +160,19 @@ class RedisTier(Tier):
         self._count("_hits", "_leases")
         return Lease(data, lambda: self._count("_leases", by=-1))
 
+    def open(self, key: bytes) -> Lease | None:
+        check_key(key)
+        with self._speaking():
+            head = _read_head(self._client.getrange(self._key(key, "entry"), 0, HEAD.size - 1))
+        if head is None:
+            return self.get(key)  # which knows what to make of it
+        self._count("_hits", "_leases")
+        return PartialLease(
+            head[1],
+            lambda start, stop: self._range(key, head, start, stop),
+            lambda: self._count("_leases", by=-1),
+        )
+
     def contains(self, key: bytes) -> bool:
         with self._speaking():
             return bool(self._client.exists(self._key(key, "entry")))
@@ -249,6 +263,21 @@ class RedisTier(Tier):
                 return None
             whole[begin:end] = part
         return whole
+
+    def _range(self, key: bytes, head: tuple[bytes, int, int], start: int, stop: int) -> Buffer:
+        """Bytes of an entry, from as many of its pieces as they lie on."""
+        entry, (_, _, piece) = self._key(key, "entry"), head
+        names = [entry, *self._pieces(key, *head)[1:]]
+        with self._speaking(), self._client.pipeline(transaction=False) as pipe:
+            pipe.getrange(entry, 0, HEAD.size - 1)  # still the same write?
+            for number in range(start // piece, -(-stop // piece)):
+                skip = number * piece - (HEAD.size if number == 0 else 0)
+                begin, end = max(start, number * piece), min(stop, (number + 1) * piece)
+                pipe.getrange(names[number], begin - skip, end - skip - 1)
+            now, *parts = pipe.execute()
+        if _read_head(now) != head:
+            raise StoreError("the entry is gone")
+        return b"".join(parts)
 
     def _key(self, key: bytes, part: str) -> bytes:
         return self._prefix + b"{%s}:%s" % (key.hex().encode(), part.encode())
