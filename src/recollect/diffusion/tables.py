@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from recollect.core.codecs.quantize import Quantized, dequantize_tokens, quantize_tokens
+from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.companions import Companion
 from recollect.diffusion.dataflow import Seen, outermost
 from recollect.diffusion.shelf import PLACES, Shelf
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from recollect.diffusion.session import Session
 
 CODECS = ("dense", "int8")
+FEATURES = "temporal-features"
+Teacher = Callable[["Feature"], Any]
 Forward = Callable[..., Any]
 
 
@@ -55,12 +58,15 @@ class TimeTable(Companion):
             `disk`, or nowhere. They come back when a row is missing. While they are away, the
             model cannot be saved or fused with adapters: restore it first.
         codec: `dense`, or `int8` with a scale and a minimum per row (not exact).
+        features: path of the temporal features of a quantized denoiser, as
+            `quantized.temporal.calibrate_features` writes them; empty for none.
     """
 
     exact: bool = True
     table_bytes: int = 256 * 2**20
     offload: str = ""
     codec: str = "dense"
+    features: str = ""
 
     def __post_init__(self) -> None:
         if self.table_bytes < 0:
@@ -73,12 +79,16 @@ class TimeTable(Companion):
             raise RecipeError(f"codec='{self.codec}' is not exact; pass exact=False with it")
 
     def install(self, model: torch.nn.Module, session: Session, installed: Installed) -> None:
-        from recollect.diffusion.host.lookups import (
-            NAME,
-            FindHook,
-        )  # recipes are listed without hosts
+        # Here, so that recipes are listed without diffusers.
+        from recollect.diffusion.host.lookups import NAME, FeatureHook, FindHook
 
         table = Table(self, session)
+        if self.features:
+            made = Artefact.load(self.features, FEATURES)
+            made.check(model)
+            table.load(made)
+            for feature in table.features:  # known already: the first evaluation is served too
+                installed.add(feature.module, FeatureHook(table, feature), NAME)
         installed.add(model, FindHook(table, installed), NAME)
         installed.undo(table.close)
         _TABLES[model] = table
@@ -133,12 +143,16 @@ class Table:
     Attributes:
         features: the modules that are looked up; empty until one evaluation was seen.
         hits, misses: look-ups that found a row, and that did not.
+        teacher: where set, says what enters the table instead of what a module returns, or None.
+        lines: module's name -> scale and shift (2, C) of what it returns.
     """
 
     def __init__(self, settings: TimeTable, session: Session) -> None:
         self.settings, self.session = settings, session
         self.features: list[Feature] = []
         self.hits = self.misses = 0
+        self.teacher: Teacher | None = None
+        self.lines: dict[str, torch.Tensor] = {}
         self._rows: OrderedDict[tuple[str, bytes], Row] = OrderedDict()
         self._shelf = Shelf(settings.offload) if settings.offload else None
         self._lock = threading.RLock()
@@ -149,6 +163,11 @@ class Table:
         return sum(row.nbytes for row in self._rows.values())
 
     @property
+    def rows(self) -> Counter[str]:
+        """Number of rows by module."""
+        return Counter(name for name, _ in self._rows)
+
+    @property
     def weights(self) -> int:
         """Bytes of the modules' weights in the model's own memory now."""
         return sum(nbytes(list(f.module.parameters())) for f in self.features)
@@ -157,6 +176,10 @@ class Table:
         """Give the weights back and drop all rows."""
         if self._shelf is not None:
             self._shelf.clear()
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all rows."""
         self._rows.clear()
 
     def find(self, model: torch.nn.Module, seen: Seen) -> list[Feature]:
@@ -172,19 +195,26 @@ class Table:
             if feature.module.training or torch.is_grad_enabled():
                 return self._run(feature, forward, args, kwargs)
             self._begin(feature)
+            taught = None if self.teacher is None else self.teacher(feature)
             given, around = split((args, kwargs))
             if not self.settings.exact and (rows := _shared_rows(given)):
-                return self._by_rows(feature, forward, given, around, rows)
+                return self._by_rows(feature, forward, given, around, rows, taught)
             key = (feature.name, _digest(given, around))
             row = self._find(key, feature)
             if row is not None:
                 return row.read()
-            output = self._run(feature, forward, args, kwargs)
+            output = self._run(feature, forward, args, kwargs) if taught is None else taught
             self._insert(key, *split(output))
             return output
 
     def _by_rows(
-        self, feature: Feature, forward: Forward, given: Value, around: Template, rows: int
+        self,
+        feature: Feature,
+        forward: Forward,
+        given: Value,
+        around: Template,
+        rows: int,
+        taught: Any,
     ) -> Any:
         """The same, where every sample or token has a row of its own."""
         flat = [np.ascontiguousarray(_bytes(t).reshape(rows, -1)) for t in given]
@@ -197,9 +227,12 @@ class Table:
         missing = [n for n, row in enumerate(found) if row is None]
         if missing:
             chosen = torch.as_tensor(first[missing])
-            some = tuple(tensor[chosen.to(tensor.device)] for tensor in given)
-            few, named = around.fill(some)
-            value, template = split(self._run(feature, forward, few, named))
+            if taught is None:
+                few, named = around.fill([t[chosen.to(t.device)] for t in given])
+                value, template = split(self._run(feature, forward, few, named))
+            else:
+                value, template = split(taught)
+                value = tuple(t[chosen.to(t.device)] for t in value)
             if any(t.ndim < 2 or t.shape[0] != len(missing) for t in value):
                 few, named = around.fill(given)
                 return self._run(feature, forward, few, named)  # not row by row: left alone
@@ -271,7 +304,57 @@ class Table:
         if self._shelf is not None and feature.module in self._shelf:
             self._shelf.back(feature.module)
             feature.stamp = _stamp(feature.module)
-        return forward(*args, **kwargs)
+        output = forward(*args, **kwargs)
+        line = self.lines.get(feature.name)
+        if line is None:
+            return output
+        value, template = split(output)
+        scale, shift = line.to(value[0].device)
+        return template.fill([(t.float() * scale + shift).to(t.dtype) for t in value])
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(self, path: str, ways: dict[str, dict[str, float]]) -> None:
+        """Write rows and lines. Raises StoreError.
+
+        Args:
+            path: where to.
+            ways: for each module the error of its output `rebuilt` by a line, and `kept` as a row;
+                the rows of those that are better kept are written.
+        """
+        tensors = {f"line/{name}": line for name, line in self.lines.items()}
+        shapes: dict[str, Any] = {}
+        for (name, digest), row in self._rows.items():
+            if ways[name]["kept"] >= ways[name]["rebuilt"]:
+                continue
+            key = f"row/{name}/{digest.hex()}"
+            shapes[key] = [str(d).removeprefix("torch.") for d in row.dtypes]
+            for place, value in enumerate(row.value):
+                parts = value if isinstance(value, Quantized) else (value,)
+                tensors |= {f"{key}/{place}/{n}": part for n, part in enumerate(parts)}
+        settings = {"ways": ways, "rows": shapes}
+        Artefact(FEATURES, fingerprint(self.session.model), settings, tensors).save(path)
+
+    def load(self, made: Artefact) -> None:
+        """Take the features, rows and lines that `save` wrote."""
+        model = self.session.model
+        self.features = [Feature(name, model.get_submodule(name)) for name in made.settings["ways"]]
+        for key, dtypes in made.settings["rows"].items():
+            value: list[torch.Tensor | Quantized] = []
+            for place in range(len(dtypes)):
+                parts = [made.tensors[f"{key}/{place}/{n}"] for n in range(3)
+                         if f"{key}/{place}/{n}" in made.tensors]  # fmt: skip
+                value.append(Quantized(*parts) if len(parts) == 3 else parts[0])
+            empty = torch.empty(0)
+            _, template = split(empty if len(value) == 1 else (empty,) * len(value))
+            size = sum(nbytes((v,) if isinstance(v, torch.Tensor) else v) for v in value)
+            kinds = tuple(getattr(torch, name) for name in dtypes)
+            _, name, digest = key.split("/")
+            row = Row(tuple(value), kinds, template, size)
+            self._rows[(name, bytes.fromhex(digest))] = row
+        for key, line in made.tensors.items():
+            if key.startswith("line/"):
+                self.lines[key.removeprefix("line/")] = line
 
 
 _TABLES: weakref.WeakKeyDictionary[torch.nn.Module, Table] = weakref.WeakKeyDictionary()

@@ -60,7 +60,7 @@ def tiny_unet() -> Any:
 
 
 MODELS: dict[str, Callable[[], Any]] = {"tiny-dit": tiny_dit, "tiny-unet": tiny_unet}
-STEPS = {"tiny-dit": 14000, "tiny-unet": 4000}
+STEPS = {"tiny-dit": 14000, "tiny-unet": 2500}
 """Updates that a model is trained with unless told."""
 
 

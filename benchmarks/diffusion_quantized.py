@@ -1,0 +1,223 @@
+"""Question: what do quantization and caching cost together, and what do joint corrections win back?
+
+    python benchmarks/diffusion_quantized.py
+    python benchmarks/diffusion_quantized.py --model tiny-dit --bits 4 --seeds 1000 --pictures 16
+
+Trained models of the zoo draw shapes from the same noise: in float, on integers (W8A8, W4A8), with
+some steps reused, and both. The ablation of Q&C adds a clustered calibration set (TAP) and the
+variance correction (VC) to naive quantization with a cache; that of CacheQuant adds its schedule
+and its two corrections, beside the same three made separately on the float model. PSNR is to the
+uncached float pictures; Frechet distance and recognition are those of the zoo's classifier.
+Calibration draws its own noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from recollect.diffusion import DiffusionPolicy, accelerated
+from recollect.diffusion.calibration import affine_correction
+from recollect.diffusion.gates import Interval, Mask
+from recollect.diffusion.planner import groups
+from recollect.diffusion.predictors import Reuse
+from recollect.diffusion.profiles import record_each
+from recollect.diffusion.quantized import cachequant
+from recollect.diffusion.quantized.calibrate import calibrate
+from recollect.diffusion.quantized.denoiser import Quantized, quantized
+from recollect.diffusion.quantized.pool import Pool, record_calls
+from recollect.diffusion.quantized.qc import select, variance_correction
+from recollect.diffusion.sites import Branch, Hidden, Modules, Site
+from recollect.diffusion.values import nbytes
+from recollect.evaluate.pictures import psnr
+from recollect.zoo import images
+from recollect.zoo.images import classifier
+
+Named = tuple[str, DiffusionPolicy]
+
+
+class Workshop:
+    """A model with what was recorded of it; makes the policies that are compared."""
+
+    def __init__(self, model: Any, args: argparse.Namespace, folder: Path) -> None:
+        self.model, self.args, self.folder = model, args, folder
+        self.labels = torch.arange(args.calibration) % len(images.CLASSES)
+        self.pool = record_calls(model, self.run)
+
+    def run(self) -> None:
+        """Draw the calibration samples."""
+        images.sample(self.model, self.labels, self.args.steps, seed=5_000)
+
+    def quantizer(self, bits: int, name: str, pool: Pool) -> Quantized:
+        """Integers calibrated on a pool."""
+        return calibrate(str(self.folder / f"{name}-{bits}"), self.model, pool, bits)
+
+    def inside(self, quantizer: Quantized, make: Callable[[], Any]) -> Any:
+        """What `make` gives while the model is quantized: its corrections are for that model."""
+        with accelerated(
+            self.model, DiffusionPolicy(gate=Interval(every=1), companions=(quantizer,))
+        ):
+            return make()
+
+    def qc(self, bits: int) -> Iterator[Named]:
+        """Q&C and its parts, over modules reused at a fixed interval."""
+        latents, times = self.pool.samples()
+        few = self.args.selected
+        chosen = {
+            "random": select(latents, times, few, clusters=1, subsamples=1, seed=1),
+            "TAP": select(latents, times, few, seed=1),
+        }
+        truths = record_each(self.model, self.run, Modules())
+        every = self.args.every
+        computed = tuple(range(0, self.args.steps, every))
+        for name, rows in chosen.items():
+            integers = self.quantizer(bits, name, self.pool.only(rows))
+            yield f"quantized, {name}", DiffusionPolicy(gate=Interval(every=1),
+                                                        companions=(integers,))  # fmt: skip
+            base = DiffusionPolicy(Modules(), Interval(every=every), companions=(integers,))
+            yield f"naive, {name}", base
+            guesses = record_each(self.model, self.run, Modules(), (integers,))
+            for kind in ("plain", "deviation"):
+                path = str(self.folder / f"variance-{name}-{kind}-{bits}")
+                corrector = self.inside(
+                    integers,
+                    lambda path=path, guesses=guesses, kind=kind: variance_correction(
+                        path, self.model, guesses, truths, Reuse(), computed, kind=kind
+                    ),
+                )
+                yield f"VC {kind}, {name}", replace(base, corrector=corrector)
+
+    def cachequant(self, bits: int, site: Site) -> Iterator[Named]:
+        """CacheQuant, its parts, and the same made separately."""
+        integers = self.quantizer(bits, "all", self.pool)
+        yield "quantized", DiffusionPolicy(gate=Interval(every=1), companions=(integers,))
+        every, steps = self.args.every, self.args.steps
+        uniform = DiffusionPolicy(site, Interval(every=every), companions=(integers,))
+        yield "uniform groups", uniform
+        profiles = record_each(self.model, self.run, site)
+        computed = groups(profiles.values(), every)
+        gate = Mask(steps=tuple(i in computed for i in range(steps)))
+        apart = DiffusionPolicy(site, gate, companions=(integers,))
+        path = str(self.folder / f"apart-{bits}")
+        corrector = self.inside(
+            integers,
+            lambda: affine_correction(
+                path, self.model, profiles, Reuse(), computed, cachequant.channel_axis(profiles)
+            ),
+        )
+        yield "separate: float groups", apart
+        yield "separate: float groups, correction", replace(apart, corrector=corrector)
+        joint = cachequant.calibrate(self.folder, self.model, self.run, integers, every, site)
+        half = replace(joint, companions=(integers,))
+        yield "joint: groups", replace(half, corrector=None)
+        yield "joint: groups, DEC-cache", half
+        if joint.companions != half.companions:
+            yield "joint: groups, DEC-cache, DEC-quant", joint
+
+
+def judge(name: str, pictures: torch.Tensor, plain: torch.Tensor, labels: Any) -> dict[str, float]:
+    """Distances of a set of pictures."""
+    net = classifier.load(images.path(name))
+    real = images.draw(labels, torch.Generator().manual_seed(99))
+    return {
+        "psnr": float(psnr(pictures, plain).clamp_max(100).mean()),
+        "frechet": classifier.frechet(net, pictures, real),
+        "recognized": float((net(pictures).argmax(1) == labels).float().mean()),
+    }
+
+
+def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """All rows of one model."""
+    model = images.load(name)
+    labels = torch.arange(args.pictures) % len(images.CLASSES)
+    plain = {s: images.sample(model, labels, args.steps, seed=s) for s in args.seeds}
+    weights = nbytes(list(model.parameters()))
+    rows: list[dict[str, Any]] = []
+
+    def row(what: str, bits: str, pictures: Any, held: int, share: float, seconds: float) -> None:
+        scores = [judge(name, pictures[s], plain[s], labels) for s in args.seeds]
+        means = {k: sum(one[k] for one in scores) / len(scores) for k in scores[0]}
+        rows.append({"model": name, "bits": bits, "recipe": what, "bytes": held, "computed": share,
+                     "processor_seconds": seconds, **means, "each": scores})  # fmt: skip
+
+    def attached(what: str, bits: str, policy: DiffusionPolicy) -> None:
+        began, pictures, held = time.process_time(), {}, weights
+        with accelerated(model, policy) as acceleration:
+            for seed in args.seeds:
+                pictures[seed] = images.sample(model, labels, args.steps, seed=seed)
+            report = acceleration.report()
+            if policy.companions:
+                held = quantized(model).nbytes
+        share = report.computed / report.evaluations
+        row(what, bits, pictures, held, share, time.process_time() - began)
+
+    row("float", "float", plain, weights, 1.0, 0.0)
+    site: Site = Branch() if hasattr(model, "up_blocks") else Hidden()
+    attached(f"cache ({type(site).__name__})", "float",
+             DiffusionPolicy(site, Interval(every=args.every)))  # fmt: skip
+    workshop = Workshop(model, args, folder)
+    if not hasattr(model, "up_blocks"):
+        attached("cache (Modules)", "float", DiffusionPolicy(Modules(), Interval(every=args.every)))
+    for bits in args.bits:
+        if not hasattr(model, "up_blocks"):
+            for what, policy in workshop.qc(bits):
+                attached(f"Q&C: {what}", f"W{bits}A8", policy)
+        for what, policy in workshop.cachequant(bits, site):
+            attached(f"CacheQuant: {what}", f"W{bits}A8", policy)
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = [n for n in ("tiny-dit", "tiny-unet") if n in images.names()]
+    parser.add_argument("--model", nargs="+", default=known, choices=known)
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4], choices=(4, 8))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--every", type=int, default=3, help="steps per computed one")
+    parser.add_argument("--pictures", type=int, default=64, help="per set of seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000])
+    parser.add_argument("--calibration", type=int, default=16, help="pictures to calibrate on")
+    parser.add_argument("--selected", type=int, default=64, help="samples selected for Q&C")
+    parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
+    default = Path(__file__).resolve().parent / "results" / "diffusion_quantized.json"
+    parser.add_argument("--json", type=Path, default=default)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in args.model:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += measure(name, args, Path(folder))
+    for name in args.model:
+        table = Table(title=f"{name}, {args.steps} steps, {args.pictures} pictures a set")
+        for column in ("bits", "recipe", "computed", "KiB", "PSNR", "Frechet", "recognized"):
+            table.add_column(column, justify="left" if column in ("bits", "recipe") else "right")
+        for r in (r for r in rows if r["model"] == name):
+            table.add_row(
+                r["bits"], r["recipe"], f"{r['computed']:.0%}", f"{r['bytes'] / 1024:,.0f}",
+                f"{r['psnr']:.2f}", f"{r['frechet']:.3f}", f"{r['recognized']:.1%}",
+            )  # fmt: skip
+        Console(width=110).print(table)
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    given = {k: v for k, v in vars(args).items() if k != "json"}
+    report = {**given, "machine": platform.machine(), "versions": versions, "rows": rows}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {args.json.name}")
+
+
+if __name__ == "__main__":
+    main()
