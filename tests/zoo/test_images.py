@@ -39,8 +39,9 @@ def test_pictures_are_what_their_label_says(judge):
     assert torch.equal(shapes.to_pictures(shapes.to_latent(pictures)), pictures)
 
 
-def test_the_model_ships_small_and_draws_what_it_is_asked_for(model, judge):
-    folder = Path(images.path("tiny-dit"))
+@pytest.mark.parametrize("name", ["tiny-dit", "tiny-unet"])
+def test_the_model_ships_small_and_draws_what_it_is_asked_for(name, judge):
+    folder, model = Path(images.path(name)), images.load(name)
     assert sum(f.stat().st_size for f in folder.iterdir()) <= LIMIT
     assert json.loads((folder / "card.json").read_text())["measured"]["recognized"] >= train.BAR
     labels = torch.arange(64) % 4
