@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ def foreseen(
             given = pytree.tree_map_only(
                 torch.Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype), (args, dict(kwargs))
             )
-            session = install(copy, policy, Installed())
+            bare = replace(policy, companions=())  # theirs is not a branch's state
+            session = install(copy, bare, Installed())
             call = Call.read(session.signature, *given)
             try:
                 return _Measuring(session, call).measure()

@@ -380,7 +380,8 @@ def _digest(given: Value, around: Template) -> bytes:
 
 def _stamp(module: torch.nn.Module) -> Any:
     """Changes with every ordinary write to the weights; reads none of them."""
-    return tuple((p.data_ptr(), p._version) for p in module.parameters()), _adapters(module)
+    writes = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
+    return tuple(writes), _adapters(module)
 
 
 def _checksum(module: torch.nn.Module) -> tuple[Any, ...]:
