@@ -307,6 +307,11 @@ class RedisTier(Tier):
             ) from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
             self._count("_errors")
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Denied(
+                    f"the certificate of Redis at {self._where} is not trusted ({error}); name who "
+                    "vouches for it in the URL: rediss://host?ssl_ca_certs=/path/to/ca.pem"
+                ) from error
             raise Unreachable(f"Redis at {self._where} does not answer: {error}") from error
         except redis.RedisError as error:
             self._count("_errors")
