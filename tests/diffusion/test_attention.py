@@ -10,7 +10,13 @@ from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
 from recollect.diffusion.attention.focal import FocalGuidance, _Loans, blended
-from recollect.diffusion.attention.maps import AttentionMap, AttentionMaps, record_maps, sampled
+from recollect.diffusion.attention.maps import (
+    AttentionMap,
+    AttentionMaps,
+    over_modules,
+    record_maps,
+    sampled,
+)
 from recollect.diffusion.attention.profiling import (
     BlockPreferences,
     listed_schedule,
@@ -121,6 +127,17 @@ def test_what_keys_receive_is_the_mean_over_queries():
         return record_maps(model, lambda: sample(WAN, model, 2), maps)["blocks.1.attn1"].mean
 
     assert torch.allclose(record().mean(1), record(received=True), atol=1e-6)
+
+
+def test_maps_of_modules_that_see_the_same_are_averaged():
+    model = WAN.build()
+    maps = record_maps(model, lambda: sample(WAN, model, 2), AttentionMaps(rows=None, keys="text"))
+    mean = over_modules(maps)
+    assert mean.shape == (1, 32, TEXT)
+    assert torch.allclose(mean, sum(one.mean for one in maps.values()) / 3, atol=1e-6)
+    every = record_maps(model, lambda: sample(WAN, model, 1), AttentionMaps(rows=4))
+    with pytest.raises(RecipeError, match="different queries or keys"):
+        over_modules(every)
 
 
 def test_batches_of_other_sizes_are_kept_apart():

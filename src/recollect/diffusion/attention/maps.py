@@ -6,7 +6,7 @@ for each module and branch, never a list. The model's output is untouched, to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -150,6 +150,20 @@ class AttentionMaps(Companion):
             kept[key] = AttentionMap(rows, torch.zeros_like(seen))
         kept[key].total += seen
         kept[key].count += 1
+
+
+def over_modules(maps: Mapping[str, AttentionMap]) -> torch.Tensor:
+    """The mean map of modules that see the same queries and keys: (B, R, K) or (B, K).
+
+    With `keys="text"` and all rows it tells where on the frame each word of the prompt is looked
+    for (the maps that ELBO-T2IAlign, arXiv:2506.09740, segments by).
+
+    Raises RecipeError where the modules' maps differ in shape.
+    """
+    means = [one.mean for one in maps.values()]
+    if len({mean.shape for mean in means}) != 1:
+        raise RecipeError("these modules see different queries or keys; average some of them")
+    return torch.stack(means).mean(0)
 
 
 def sampled(

@@ -172,7 +172,8 @@ def _mask(foreground: Any, model: torch.nn.Module, latent: torch.Tensor | None) 
     patch = config.get("patch_size", 1)
     if isinstance(patch, int):
         patch = (config.get("patch_size_t") or 1, patch, patch)
-    return moving(latent, tuple(patch))
+    own = config.get("out_channels") or latent.shape[1]  # further ones are conditions
+    return moving(latent[:, :own], tuple(patch))
 
 
 def _otsu(values: torch.Tensor) -> torch.Tensor:

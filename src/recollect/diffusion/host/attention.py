@@ -98,27 +98,21 @@ class Layout:
 
 
 class AttentionHook(ModelHook):
-    """Lets a listener hear the calls of one attention module.
-
-    Attributes:
-        heard: calls heard in the forward that ran last.
-    """
+    """Lets a listener hear the calls of one attention module."""
 
     def __init__(
         self, name: str, module: torch.nn.Module, listen: Listener, layout: Layout | None = None
     ) -> None:
         super().__init__()
-        self.name, self.listen, self.heard = name, listen, 0
+        self.name, self.listen = name, listen
         self._layout = layout or Layout()
         self._names = tuple(inspect.signature(type(module).forward).parameters)[1:]
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         named = {**dict(zip(self._names, args, strict=False)), **kwargs}
         hidden, other = named.get("hidden_states"), named.get("encoder_hidden_states")
-        with _Hearing(self, _length(hidden), _length(other), self._layout) as hearing:
-            output = self.fn_ref.original_forward(*args, **kwargs)
-        self.heard = hearing.calls
-        return output
+        with _Hearing(self, _length(hidden), _length(other), self._layout):
+            return self.fn_ref.original_forward(*args, **kwargs)
 
 
 def attentions(model: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from recollect.errors import RecipeError
 from recollect.zoo.videos.captions import Captions
 from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, draw
@@ -33,8 +35,11 @@ def path(name: str) -> str:
 
 def load(name: str) -> tuple[Any, Captions]:
     """The model of that name, ready for inference, and its table of captions."""
-    from diffusers import AutoModel
+    from diffusers import WanTransformer3DModel
 
     folder = path(name)
-    model = AutoModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval()
-    return model, Captions.load(folder)
+    # `from_pretrained` wants accelerate for a model with modules that are kept in float32.
+    model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+    weights = load_file(Path(folder) / "diffusion_pytorch_model.safetensors")
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    return model.eval(), Captions.load(folder)

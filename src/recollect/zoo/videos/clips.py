@@ -58,4 +58,18 @@ def to_clips(latents: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pixel_shuffle(latents.transpose(1, 2), _PATCH).transpose(1, 2)
 
 
-__all__ = ["FRAMES", "MOTIONS", "SHAPES", "draw", "to_clips", "to_latent"]
+def with_places(latents: torch.Tensor) -> torch.Tensor:
+    """What the model is given: (B, 64, F, 4, 4), the latents and where each token is.
+
+    Wan's positions are relative alone, and a tiny model is long in finding out frame, row and
+    column from them. They come as further channels, like the first frame of image-to-video models.
+    """
+    batch, _, frames, rows, columns = latents.shape
+    sizes = (FRAMES, SIZE // _PATCH, SIZE // _PATCH)
+    axes = torch.meshgrid(*map(torch.arange, (frames, rows, columns)), indexing="ij")
+    ones = [torch.nn.functional.one_hot(axis, size) for axis, size in zip(axes, sizes, strict=True)]
+    places = torch.cat(ones, -1).movedim(-1, 0).to(latents)
+    return torch.cat([latents, places.expand(batch, -1, -1, -1, -1)], 1)
+
+
+__all__ = ["FRAMES", "MOTIONS", "SHAPES", "draw", "to_clips", "to_latent", "with_places"]

@@ -9,7 +9,7 @@ import torch
 from recollect.errors import RecipeError
 from recollect.zoo.images.sampling import scheduler
 from recollect.zoo.videos.captions import Captions
-from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, to_clips
+from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, to_clips, with_places
 
 LATENT = (48, FRAMES, 4, 4)
 
@@ -60,16 +60,16 @@ def sample(
     ]
     latent = torch.stack(noises).to(device)
     for time in timeline.timesteps:
-        times = time.to(device).expand(count)
+        times, given = time.to(device).expand(count), with_places(latent)
         if guidance == 1:
-            velocity = model(latent, times, text, return_dict=False)[0]
+            velocity = model(given, times, text, return_dict=False)[0]
         else:
             if together:
-                doubled = (torch.cat([latent, latent]), torch.cat([times, times]))
+                doubled = (torch.cat([given, given]), torch.cat([times, times]))
                 without, told = model(*doubled, both, return_dict=False)[0].chunk(2)
             else:
-                told = model(latent, times, text, return_dict=False)[0]
-                without = model(latent, times, empty, return_dict=False)[0]
+                told = model(given, times, text, return_dict=False)[0]
+                without = model(given, times, empty, return_dict=False)[0]
             velocity = without + guidance * (told - without)
         latent = timeline.step(velocity, time, latent, return_dict=False)[0]
     return to_clips(latent)

@@ -19,10 +19,10 @@ from recollect.errors import RecipeError, StoreError
 from recollect.zoo.muon import Muon
 from recollect.zoo.videos import classifier as judges
 from recollect.zoo.videos.captions import WIDTH, Captions
-from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, draw, to_latent
+from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, draw, to_latent, with_places
 from recollect.zoo.videos.sampling import LATENT, sample
 
-BATCH = 32
+BATCH = 16
 NULL = 0.1  # share of the training clips without a caption, for guidance
 BAR = 0.95
 """Share of uncached samples of which the classifier must recognize shape and motion, each."""
@@ -39,7 +39,7 @@ def tiny_video_dit() -> Any:
         patch_size=(1, 1, 1),
         num_attention_heads=2,
         attention_head_dim=32,
-        in_channels=LATENT[0],
+        in_channels=LATENT[0] + sum(LATENT[1:]),  # with places
         out_channels=LATENT[0],
         text_dim=WIDTH,
         freq_dim=64,
@@ -68,7 +68,7 @@ def train(
     Args:
         name: a model of `MODELS`.
         out: folder for weights, captions, classifier and card.
-        steps: updates of 32 clips.
+        steps: updates of 16 clips.
         seed: of weights and data.
         device: torch device; a CUDA device where there is one, else the CPU.
         progress: show a progress bar.
@@ -92,7 +92,8 @@ def train(
     run = _Run(name, folder, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     run.restore()
     run.train(steps, progress)
-    judge = judges.train(seed=seed, progress=progress)
+    trained = (folder / "classifier.safetensors").exists()  # by a training that was stopped
+    judge = judges.load(folder) if trained else judges.train(seed=seed, progress=progress)
     model, captions = run.average.to("cpu")
     save_file(judge.state_dict(), folder / "classifier.safetensors")
     model.half().save_pretrained(folder)
@@ -178,11 +179,12 @@ class _Run:
         shapes, motions = torch.randint(0, 4, (2, BATCH), generator=generator)
         data = to_latent(draw(shapes, motions, generator)[0]).to(device)
         noise = torch.randn(data.shape, generator=generator).to(device)
-        level = torch.sigmoid(torch.randn(BATCH, generator=generator)).to(device)
+        # Mostly noisy: where a shape goes is settled early, and captions are about that.
+        level = torch.sigmoid(0.8 + 1.2 * torch.randn(BATCH, generator=generator)).to(device)
         dropped = torch.rand(BATCH, generator=generator) < NULL
         told = [torch.where(dropped, -1, labels).to(device) for labels in (shapes, motions)]
         mixed = data + level.view(-1, 1, 1, 1, 1) * (noise - data)
-        guess = model(mixed, 1000 * level, captions(*told), return_dict=False)[0]
+        guess = model(with_places(mixed), 1000 * level, captions(*told), return_dict=False)[0]
         return torch.nn.functional.mse_loss(guess, noise - data)
 
     def checkpoint(self) -> None:
