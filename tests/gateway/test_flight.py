@@ -125,6 +125,22 @@ def test_times_of_hits_are_drawn_from_those_of_misses():
     assert separation([0.0] * 400, misses) == 1.0
 
 
+def test_waits_last_as_long_as_asked_on_average_though_each_ends_late():
+    clock = [0.0]
+
+    async def sleep(seconds):
+        clock[0] += seconds + 0.004
+
+    floor = Floor(ticks=lambda: clock[0], sleep=sleep)
+    for _ in range(100):
+        asyncio.run(floor.wait(0.02))
+    begun = clock[0]
+    for _ in range(100):
+        asyncio.run(floor.wait(0.02))
+    assert (clock[0] - begun) / 100 == pytest.approx(0.02, abs=1e-4)
+    asyncio.run(floor.wait(-1.0))
+
+
 def test_a_floor_forgets_kinds_rather_than_grow_without_end():
     floor = Floor()
     for kind in range(2000):

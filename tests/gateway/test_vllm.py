@@ -66,7 +66,7 @@ def engine(tmp_path_factory):
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 480
+        end = time.monotonic() + 700
         while not is_up(address):
             tail = log.read_text(errors="replace")[-3000:]
             assert process.poll() is None, f"vLLM ended: {tail}"

@@ -92,7 +92,7 @@ class EmbeddingFront:
             assert failed.head is not None
             return reply(failed.head.status, failed.head.headers, failed.body)
         if times is not None and stored == len(items):
-            await asyncio.sleep(max(0.0, times.last - asked.waited))
+            await gateway.floor.wait(times.last - asked.waited)
         body = found[0] if len(items) == 1 else join_documents(found)
         kind = "exact" if stored == len(items) else "miss"
         told = disclosed(gateway.config, kind, lookups[0])

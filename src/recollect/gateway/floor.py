@@ -7,9 +7,11 @@ that the two distributions are the same.
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import NamedTuple
 
 
@@ -26,18 +28,40 @@ class Floor:
     Args:
         kept: misses remembered by kind.
         rng: what draws.
+        ticks, sleep: a monotonic clock in seconds, and what waits by it.
     """
 
-    def __init__(self, kept: int = 256, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        kept: int = 256,
+        rng: random.Random | None = None,
+        ticks: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._kept = kept
         self._rng = rng or random.SystemRandom()
+        self._ticks, self._sleep = ticks, sleep
         self._misses: dict[Hashable, deque[Times]] = {}
+        self._late = 0.0  # seconds that waits last too long, on average
 
     def learn(self, kind: Hashable, times: Times) -> None:
         """A miss of this kind took so long."""
         if kind not in self._misses and len(self._misses) >= 1024:
             self._misses.pop(next(iter(self._misses)))
         self._misses.setdefault(kind, deque(maxlen=self._kept)).append(times)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait so long, on average.
+
+        Every wait lasts a little longer than it was asked to, on a busy machine by milliseconds,
+        and the times of misses have such delays in them already.
+        """
+        if seconds <= 0:
+            return
+        begun = self._ticks()
+        await self._sleep(max(0.0, seconds - self._late))
+        late = self._ticks() - begun - seconds
+        self._late = min(0.05, max(0.0, self._late + 0.1 * late))
 
     def draw(self, kind: Hashable) -> Times | None:
         """How long a hit of this kind must take; None before any miss was seen.

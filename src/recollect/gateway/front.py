@@ -104,7 +104,7 @@ class Front:
         told = disclosed(gateway.config, lookup.tier, lookup)
         about = outcome(gateway, self._protocol.name, asked, lookup.tier, lookup.reason)
         if times is not None:
-            await asyncio.sleep(max(0.0, times.first - asked.waited))
+            await gateway.floor.wait(times.first - asked.waited)
         gateway.board.note(
             about(
                 category=entry.category,
@@ -118,7 +118,17 @@ class Front:
         headers = [("content-type", kind), *told]
         if times is None or not asked.streams:
             return reply(200, headers, b"".join(chunks))
-        return reply(200, headers, _paced(chunks, times, asked))
+        return reply(200, headers, self._paced(chunks, times, asked))
+
+    async def _paced(self, chunks: list[bytes], times: Times, asked: Asked) -> AsyncIterator[bytes]:
+        """Chunks spread from now to the time of the last byte."""
+        floor, begun = self._gateway.floor, time.perf_counter()
+        left = max(0.0, times.last - asked.waited)
+        for number, chunk in enumerate(chunks):
+            due = left * number / max(1, len(chunks) - 1)
+            await floor.wait(due - (time.perf_counter() - begun))
+            yield chunk
+        await floor.wait(left - (time.perf_counter() - begun))
 
     # Misses -------------------------------------------------------------------------------------
 
@@ -200,14 +210,3 @@ class _Passenger:
         if not self._left:
             self._left = True
             self.flight.leave()
-
-
-async def _paced(chunks: list[bytes], times: Times, asked: Asked) -> AsyncIterator[bytes]:
-    """Chunks spread from now to the time of the last byte."""
-    begun = time.perf_counter()
-    left = max(0.0, times.last - asked.waited)
-    for number, chunk in enumerate(chunks):
-        due = left * number / max(1, len(chunks) - 1)
-        await asyncio.sleep(max(0.0, due - (time.perf_counter() - begun)))
-        yield chunk
-    await asyncio.sleep(max(0.0, left - (time.perf_counter() - begun)))
