@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recollect.answers.decision import Context, Verdict
 from recollect.answers.decisions import Pooled
-from recollect.answers.decisions.pooled import count_votes, risk_limit
+from recollect.answers.decisions.pooled import count_votes, lapse, risk_limit
 from recollect.errors import RecipeError
 
 CONTEXT = Context(query="q")
@@ -28,6 +28,18 @@ def test_the_limit_is_the_highest_that_stays_within_the_budget(values, delta, pe
         assert spent(limit) <= delta + 1e-9
     for other in values[values > limit]:
         assert spent(other) > delta - 1e-9
+
+
+def test_the_lapse_is_the_share_of_errors_that_nothing_foretold():
+    rng = np.random.default_rng(0)
+    risks = rng.uniform(0, 0.2, 4000)
+    for share in (0.001, 0.02):
+        correct = rng.uniform(size=4000) >= share + (1 - share) * risks
+        assert lapse(risks, correct) == pytest.approx(share, abs=0.008)
+    clean = lapse(np.zeros(40), np.ones(40, bool))
+    assert lapse(np.zeros(1000), np.ones(1000, bool)) < clean < 0.02
+    one_wrong = np.arange(100) > 0
+    assert lapse(np.zeros(100), one_wrong) > 0.01
 
 
 def test_neighbours_that_agree_outvote_a_nearer_one():

@@ -27,6 +27,8 @@ WINDOW = 500  # requests over which the budget is balanced
 FEW = 20  # requests below which the budget is applied to each alone
 MIN_EITHER = 5  # right and wrong observations before the first fit
 REFIT_EVERY = 25
+LAPSES = np.concatenate([[1e-4], np.arange(1, 50) / 1000])  # what a lapse may be
+CLEAN = 50  # right answers that a lapse is weighed against before there are observations
 FULL = 8  # candidates of a well-filled cache
 
 
@@ -35,8 +37,9 @@ class Pooled:
     """Stage ``decision`` with a budget of wrong answers, spent where most hits are bought.
 
     The risk of each request is an upper confidence bound; those below a limit are served, and the
-    limit is the highest one whose mean risk stays within the budget. Everything else is explored:
-    the model is called, its answer compared, and the paraphrase kept as one more key. The curve is
+    limit is the highest one whose mean risk stays within the budget. However safe a request looks,
+    labels and judges err: that lapse is estimated too, and added. Everything else is explored: the
+    model is called, its answer compared, and the paraphrase kept as one more key. The curve is
     shared by all whom one cache serves, so who sends most queries shapes it: tenants that do not
     trust each other need a cache (not a store) each.
 
@@ -89,6 +92,7 @@ class PooledDecision:
         self._correct: deque[bool] = deque(maxlen=MAX_OBSERVATIONS)
         self._unfitted = 0
         self._fit: logistic.Fit | None = None
+        self._lapse = 0.0
         self._centre = self._spread = np.zeros(0)
         self._risks: deque[float] = deque(maxlen=WINDOW)
         self._lock = threading.Lock()
@@ -135,7 +139,10 @@ class PooledDecision:
         features = np.array(self._features)
         self._centre, self._spread = features.mean(0), features.std(0) + 1e-6
         scaled = (features - self._centre) / self._spread
-        self._fit = logistic.fit(scaled, np.array(self._correct))
+        right = np.array(self._correct)
+        self._fit = logistic.fit(scaled, right)
+        scores = self._fit.coefficients[0] + scaled @ self._fit.coefficients[1:]
+        self._lapse = lapse(logistic.sigmoid(-scores), right)
         self._unfitted = 0
 
     def _risk(self, features: np.ndarray) -> float:
@@ -144,13 +151,31 @@ class PooledDecision:
         x = np.concatenate([[1.0], (features - self._centre) / self._spread])
         mean = x @ self._fit.coefficients
         deviation = math.sqrt(x @ self._fit.covariance @ x)
-        return float(logistic.sigmoid(self.policy.caution * deviation - mean))
+        risk = float(logistic.sigmoid(self.policy.caution * deviation - mean))
+        return self._lapse + (1 - self._lapse) * risk
 
     def _limit(self) -> float:
         """The highest risk to serve so that the recent requests stay within the budget."""
         if len(self._risks) < FEW:
             return self.policy.delta
         return risk_limit(np.array(self._risks), self.policy.delta, self.policy.per)
+
+
+def lapse(risks: np.ndarray, correct: np.ndarray) -> float:
+    """Share of wrong answers that no feature foretells: posterior mean over `LAPSES`.
+
+    A curve fitted to the errors says almost no risk far from them; there noise in the labels
+    remains, P(wrong) = lapse + (1 - lapse) risk. Prior: `CLEAN` right answers, half a wrong one.
+
+    Args:
+        risks: (N,) of the observations, as the curve has them.
+        correct: (N,) bool.
+    """
+    wrong = LAPSES[:, None] + (1 - LAPSES[:, None]) * risks
+    evidence = np.log(wrong[:, ~correct]).sum(1) + np.log1p(-wrong[:, correct]).sum(1)
+    evidence += CLEAN * np.log1p(-LAPSES) + 0.5 * np.log(LAPSES)
+    weights = np.exp(evidence - evidence.max())
+    return float(weights @ LAPSES / weights.sum())
 
 
 def risk_limit(risks: np.ndarray, delta: float, per: Literal["hits", "requests"]) -> float:
