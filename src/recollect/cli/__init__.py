@@ -6,6 +6,7 @@ import click
 
 from recollect import __version__
 from recollect.cli.calibrate import calibrate
+from recollect.cli.calibrate_diffusion import calibrate_diffusion
 from recollect.cli.common import Group, debug_option
 from recollect.cli.demo import demo
 from recollect.cli.diffusion import eval_diffusion, plan_diffusion
@@ -47,6 +48,7 @@ for _command in (
     zoo,
     plan_diffusion,
     eval_diffusion,
+    calibrate_diffusion,
 ):
     main.add_command(_command)
 serve.add_command(gateway)

@@ -75,24 +75,24 @@ def train(
     as_json: bool,
 ) -> None:
     """Train a model of the zoo from nothing: language models from the standard library's source,
-    image models (tiny-dit, tiny-unet) from drawn shapes, tiny-video-dit from moving ones.
+    image models (tiny-dit, tiny-unet) from drawn shapes, tiny-video-dit from moving ones,
+    tiny-policy from scripted demonstrations.
 
     \b
     Example:
       recollect zoo train tiny-llama --minutes 60 --out runs/my-llama
     """
     from recollect.zoo import train as training
+    from recollect.zoo.control import train as control
     from recollect.zoo.images import train as images
     from recollect.zoo.videos import train as videos
 
     folder = folder or Path("runs") / name
     shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
-    drawn: Any = next((room for room in (images, videos) if name in room.MODELS), None)
+    drawn: Any = next((room for room in (images, videos, control) if name in room.MODELS), None)
     if drawn is not None:
         if minutes is not None:
-            raise RecipeError(
-                "image and video models train for a fixed number of steps; leave out --minutes"
-            )
+            raise RecipeError("this model trains for a fixed number of steps; leave out --minutes")
         card = drawn.train(name, folder, **shared)
     else:
         card = training.train(name, folder, minutes=60.0 if minutes is None else minutes, **shared)

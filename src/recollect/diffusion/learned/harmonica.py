@@ -41,26 +41,26 @@ class Training:
         beta: price of computing a module, against the relative error of the step's output; the
             mean weight of a step is 1. The paper's 7e-8 goes with raw weights and errors. Not
             used with `share`.
-        share: share of modules to compute: the price begins where so many modules are worth it on
-            a first trajectory and follows what they do, and the modules with the highest scores
-            are kept.
+        share: share of modules to compute: training begins at the uniform schedule of this share,
+            the price follows what is computed, and the modules with the highest scores are kept.
         proxy: a step's weight is the change of the final image when only this step is cached
             (`single`, the paper), or when it is cached after those before it (`cumulative`, the
             published code).
         refresh: trajectories between two looks at the weights.
         rate: of AdamW, without decay.
-        start: logits to begin with.
+        start: logits to begin with, over the threshold's: of all steps without a `share`, else of
+            those that the uniform schedule computes, and as far under it of the others.
         threshold: score above which a module is computed.
         bound: logits stay within it on both sides.
         seed: of noise and conditions.
     """
 
-    trajectories: int = 200
+    trajectories: int = 100
     batch: int = 8
     beta: float = 1e-3
     share: float | None = 0.5
     proxy: Proxy = "single"
-    refresh: int = 50
+    refresh: int = 20
     rate: float = 0.05
     start: float = 1.0
     threshold: float = 0.1
@@ -128,7 +128,7 @@ class _Trainer:
             raise RecipeError("a trajectory of one step has nothing to reuse")
         self.device = next(model.parameters()).device
         self.router = Router(
-            self.steps, mixture.sites, training.start, training.threshold, training.bound
+            _start(training, self.steps), mixture.sites, training.threshold, training.bound
         ).to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.router.parameters(), lr=training.rate, weight_decay=0.0
@@ -138,11 +138,11 @@ class _Trainer:
         self.generator = torch.Generator().manual_seed(training.seed)
 
     def train(self, progress: Progress | None) -> Router:
-        if self.training.share is not None:
-            self.beta = self.fair_price(self.training.share)
         for number in range(self.training.trajectories):
-            if number and number % self.training.refresh == 0:
+            if number % self.training.refresh == 0:
                 self.weights = self.influence()
+            if number == 0 and self.training.share is not None:
+                self.beta = self.fair_price(self.training.share)
             loss = self.follow(self._update)
             computed = float(self.router.mask().float().mean())
             if self.training.share is not None:
@@ -156,7 +156,7 @@ class _Trainer:
         worth: list[torch.Tensor] = []
 
         def weigh(step: int, scores: torch.Tensor, error: torch.Tensor) -> None:
-            (slope,) = torch.autograd.grad(error, scores)
+            (slope,) = torch.autograd.grad(self.weights[step] * error, scores)
             worth.append(-slope)
 
         self.follow(weigh)
@@ -192,30 +192,30 @@ class _Trainer:
         """What caching at each step does to the final image: (T,), 1 on average."""
         latent, arguments = self._begin()
         single = self.training.proxy == "single"
-        mask = self.router.mask()
         before = self._draw(latent, arguments, range(0))
         changes = torch.zeros(self.steps)
         for step in range(1, self.steps):
             after = self._draw(latent, arguments, range(step if single else 1, step + 1))
             changes[step] = (after - before).square().mean()
             before = before if single else after
-        cached = ~mask.all(1)
-        mean = changes[cached].mean()
-        if not bool(cached.any()) or not float(mean) > 0:
-            return torch.ones(self.steps)
-        # Where nothing is cached yet nothing can be said: such a step stays at the average.
-        return torch.where(cached, changes / mean, torch.ones(self.steps))
+        mean = changes[1:].mean()
+        return changes / mean if float(mean) > 0 else torch.ones(self.steps)
 
     def _draw(
         self, latent: torch.Tensor, arguments: dict[str, torch.Tensor], cached: range
     ) -> torch.Tensor:
-        """Sample with the learned bits at the steps in `cached`, everything computed elsewhere."""
+        """Sample with the learned bits at the steps in `cached`, everything computed elsewhere.
+
+        A step that computes everything by now is cached whole, for what it is worth.
+        """
         timeline, full = self.trajectory.scheduler(), torch.ones(len(self.mixture.sites))
         self.mixture.begin()
         with torch.random.fork_rng():
             torch.manual_seed(self.training.seed)  # the same noise of the solver in every drawing
             for step, time in enumerate(timeline.timesteps):
                 scores = self.router.scores(step) if step in cached else full
+                if step in cached and bool((scores > self.training.threshold).all()):
+                    scores = torch.zeros_like(scores)
                 with self.mixture.at("hard", scores):
                     output = self.trajectory.evaluate(self.model, timeline, latent, time, arguments)
                 latent = timeline.step(output, time, latent, return_dict=False)[0]
@@ -223,3 +223,12 @@ class _Trainer:
 
     def _begin(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.trajectory.begin(self.training.batch, self.generator, self.device)
+
+
+def _start(training: Training, steps: int) -> list[float]:
+    """Logits of every step to begin with."""
+    middle = math.log(training.threshold / (1 - training.threshold))
+    share = 1.0 if training.share is None else training.share
+    # Every 1/share-th step is computed, the first one among them.
+    computed = [math.ceil(step * share) < math.ceil((step + 1) * share) for step in range(steps)]
+    return [middle + (training.start if one else -training.start) for one in computed]

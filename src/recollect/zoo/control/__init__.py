@@ -1,7 +1,7 @@
 """A tiny trained diffusion policy, and the control task that it learned from demonstrations.
 
 model = recollect.zoo.control.load("tiny-policy")      # a transformer over plans of 16 positions
-recollect.zoo.control.success(model, episodes=64)      # share of episodes that end at the goal
+rollouts.success(model, episodes=64)                   # share of episodes that end at the goal
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from recollect.errors import RecipeError
 
-__all__ = ["load", "names", "path"]
+__all__ = ["load", "load_folder", "names", "path"]
 
 _FOLDER = Path(__file__).parent / "models"
 
@@ -30,7 +30,11 @@ def path(name: str) -> str:
 
 def load(name: str) -> Any:
     """The model of that name, ready for inference."""
+    return load_folder(path(name))
+
+
+def load_folder(folder: str | Path) -> Any:
+    """The same from a folder that `recollect zoo train` has written."""
     from recollect.zoo.control.model import PolicyTransformer
 
-    found = PolicyTransformer.from_pretrained(path(name), low_cpu_mem_usage=False)
-    return found.float().eval()
+    return PolicyTransformer.from_pretrained(str(folder), low_cpu_mem_usage=False).float().eval()

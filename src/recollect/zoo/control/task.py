@@ -111,3 +111,9 @@ def lessons(episodes: int, generator: torch.Generator) -> tuple[torch.Tensor, to
         slip = 0.01 * torch.randn(plan[:, 0].shape, generator=generator)
         world = world.move(plan[:, 0] + slip)
     return torch.cat(seen), torch.cat(plans)
+
+
+def observations(count: int, generator: torch.Generator) -> torch.Tensor:
+    """What is seen at so many moments along demonstrations: (count, 5, 2)."""
+    seen, _ = lessons(max(1, count // 16), generator)
+    return seen[torch.randint(0, len(seen), (count,), generator=generator)]

@@ -17,7 +17,7 @@ from recollect.zoo.control.model import PolicyTransformer
 from recollect.zoo.control.rollouts import STEPS, scheduler, success
 from recollect.zoo.control.task import lessons
 
-NAME = "tiny-policy"
+MODELS = {"tiny-policy": PolicyTransformer}
 BATCH = 32
 EPISODES = 1500
 BAR = 0.95
@@ -29,6 +29,7 @@ def train(
     out: str | Path,
     steps: int = 2000,
     seed: int = 0,
+    device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the policy and save it in `out`.
@@ -38,6 +39,7 @@ def train(
         out: folder for weights and card.
         steps: updates of 32 plans.
         seed: of weights and data.
+        device: `cpu` or None: the model is too small for anything else.
         progress: show a progress bar.
 
     Returns:
@@ -47,8 +49,10 @@ def train(
         RecipeError: unknown name, or no steps.
         StoreError: `out` cannot be written to.
     """
-    if name != NAME:
-        raise RecipeError(f"unknown control model '{name}' (there is: {NAME})")
+    if name not in MODELS:
+        raise RecipeError(f"unknown control model '{name}' (there are: {', '.join(MODELS)})")
+    if device not in (None, "cpu"):
+        raise RecipeError(f"{name} trains on the cpu, not on {device}")
     if steps < 1:
         raise RecipeError(f"steps is 1 or more, not {steps}")
     folder = Path(out)

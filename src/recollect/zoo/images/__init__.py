@@ -13,7 +13,7 @@ from recollect.errors import RecipeError
 from recollect.zoo.images.sampling import sample
 from recollect.zoo.images.shapes import CLASSES, draw
 
-__all__ = ["CLASSES", "draw", "load", "names", "path", "sample"]
+__all__ = ["CLASSES", "draw", "load", "load_folder", "names", "path", "sample"]
 
 _FOLDER = Path(__file__).parent / "models"
 
@@ -32,6 +32,11 @@ def path(name: str) -> str:
 
 def load(name: str) -> Any:
     """The model of that name, ready for inference."""
+    return load_folder(path(name))
+
+
+def load_folder(folder: str | Path) -> Any:
+    """The same from a folder that `recollect zoo train` has written."""
     from diffusers import AutoModel
 
-    return AutoModel.from_pretrained(path(name), low_cpu_mem_usage=False).float().eval()
+    return AutoModel.from_pretrained(str(folder), low_cpu_mem_usage=False).float().eval()
