@@ -14,6 +14,7 @@ import torch
 from recollect.diffusion.artefacts import fingerprint
 from recollect.diffusion.footprint import foreseen
 from recollect.diffusion.host.hooks import Installed
+from recollect.diffusion.host.solver import Solver
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.installation import install
 from recollect.diffusion.policy import DiffusionPolicy, policy
@@ -106,6 +107,7 @@ class Acceleration:
         self._installed.append(installed)
         session = install(model, self.policy, installed, timeline)
         session.measure = foreseen
+        session.solver = None if timeline is None else Solver(timeline.pipe)
         for companion in self.policy.companions:
             if not companion.inner:
                 companion.install(model, session, installed)

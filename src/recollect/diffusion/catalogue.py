@@ -24,8 +24,10 @@ from recollect.diffusion.gates import (
     step_mask,
 )
 from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor
+from recollect.diffusion.pyramid import Pyramid
 from recollect.diffusion.quantized.denoiser import Quantized
 from recollect.diffusion.repeats import Repeats
+from recollect.diffusion.selection import Tokens
 from recollect.diffusion.sites import (
     Blocks,
     Branch,
@@ -36,6 +38,7 @@ from recollect.diffusion.sites import (
     Transform,
     Velocity,
 )
+from recollect.diffusion.spectral import SpectralChange
 from recollect.diffusion.tables import TimeTable
 from recollect.recipe import Recipe, register
 
@@ -211,7 +214,6 @@ register(
         summary="Run what depends on time alone once per timestep, then look it up.",
         stages={"table": TimeTable()},
         reported="Stable Diffusion and SDXL at W4A8 near-lossless; the table is part of the gain",
-        status="experimental",
     ),
     Recipe(
         name="harmonica",
@@ -355,4 +357,47 @@ register(
         needs=("reference tokens",),
         status="experimental",
     ),
+)
+register(
+    Recipe(
+        name="pab",
+        title="Real-Time Video Generation with Pyramid Attention Broadcast",
+        authors="Zhao et al. 2024",
+        arxiv="2408.12588",
+        area="diffusion",
+        summary="Attention over space, time and text is computed at intervals of its own.",
+        stages={"site": Modules(feed_forward=False), "gate": Pyramid(), "predictor": Reuse()},
+        needs=("blocks",),
+        reported="no figure taken over",
+        status="experimental",
+    )
+)
+register(
+    Recipe(
+        name="toca",
+        title="Accelerating Diffusion Transformers with Token-wise Feature Caching",
+        authors="Zou et al. 2024",
+        arxiv="2410.05317",
+        area="diffusion",
+        summary="Between full steps compute the most important tokens, and keep the other rows.",
+        stages={"site": Tokens(), "gate": Interval(every=4), "predictor": Reuse()},
+        needs=("blocks",),
+        reported="FLUX interval 12: 5.77x, ImageReward 0.72 (in another paper's table)",
+        status="experimental",
+    )
+)
+register(
+    Recipe(
+        name="seacache",
+        title="SeaCache: spectral-evolution-aware caching",
+        authors="diffusers 2026",
+        arxiv="2602.18993",
+        area="diffusion",
+        summary="Skip while the latent, filtered to the frequencies of its signal, hardly changes.",
+        stages={"gate": SpectralChange()},
+        fallback={"site": Span(), "predictor": Taylor(order=1)},
+        needs=("blocks", "images"),
+        reported="no figure taken over",
+        status="experimental",
+    )
 )

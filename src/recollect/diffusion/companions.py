@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from recollect.diffusion.parts import Part
+from recollect.diffusion.parts import Part, kinds_of
 
 if TYPE_CHECKING:
     from recollect.diffusion.host.hooks import Installed
@@ -45,10 +45,4 @@ class Companion(Part):
 
 def known() -> dict[str, type[Companion]]:
     """Every companion by the name of its class."""
-    found: dict[str, type[Companion]] = {}
-    waiting = Companion.__subclasses__()
-    while waiting:
-        kind = waiting.pop()
-        found[kind.__name__] = kind
-        waiting += kind.__subclasses__()
-    return found
+    return kinds_of(Companion)

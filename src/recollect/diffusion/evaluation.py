@@ -15,9 +15,11 @@ from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.host.call import Call, take_rows
 from recollect.diffusion.modulewise import ModuleWalk
 from recollect.diffusion.predictors import History
+from recollect.diffusion.selection import Tokens
 from recollect.diffusion.sites import BlockSite, Range, Transform
 from recollect.diffusion.spanwise import BlockWalk, label
 from recollect.diffusion.survey import Survey
+from recollect.diffusion.tokenwise import TokenWalk
 from recollect.diffusion.values import Value, beside, split, spread, where_rows
 from recollect.errors import HostError, RecipeError
 
@@ -54,7 +56,7 @@ class Evaluation:
         self.flags: tuple[bool, ...] | None = None
         assert branch.ledger is not None
         self.ledger = branch.ledger
-        self.modules = ModuleWalk(self)
+        self.modules = TokenWalk(self) if isinstance(self.policy.site, Tokens) else ModuleWalk(self)
         self.blocks = BlockWalk(self) if session.known else Survey(self)
 
     def run(self) -> Any:
@@ -128,7 +130,7 @@ class Evaluation:
         if leader is not None:
             reuse = ~leader
         reuse = reuse & gate.allowed(self.step, self.ledger)
-        self.flags = gate.module_flags(self.step, self.session.kinds)
+        self.flags = gate.module_flags(self.step, self.session.modules)
         spans = self._spans_to_skip()
         other = spans is not None and self.branch.active not in (None, spans)
         self.branch.active = spans

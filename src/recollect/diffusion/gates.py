@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -19,6 +19,9 @@ from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import History, Taylor
 from recollect.diffusion.values import mean_abs, per_row, relative_change
 from recollect.errors import HostError, RecipeError
+
+if TYPE_CHECKING:
+    from recollect.diffusion.host.modules import Submodule
 
 Probe = Literal["none", "residual", "output", "modulated"]
 """What a gate asks of the first blocks: nothing, their residual, their output, or the modulated
@@ -125,13 +128,8 @@ class Gate(Part):
         """For gates that decide per module: which modules are computed at this step."""
         return None
 
-    def module_flags(self, step: Step, kinds: tuple[str, ...]) -> tuple[bool, ...] | None:
-        """The same for gates that go by the kind of a module.
-
-        Args:
-            step: where the trajectory is.
-            kinds: of every module of the site, as `host.modules` tells them.
-        """
+    def module_flags(self, step: Step, modules: Sequence[Submodule]) -> tuple[bool, ...] | None:
+        """The same for gates that go by what the modules of the site are."""
         return self.site_flags(step)
 
     def allowed(self, step: Step, ledger: Ledger) -> torch.Tensor:

@@ -54,7 +54,7 @@ def install(
         submodules = (
             find_deep_part(model, site.depth)
             if isinstance(site, Branch)
-            else find_submodules(blocks[gate.probe_blocks :], site)
+            else find_submodules(blocks, site, gate.probe_blocks)
         )
         if not submodules:
             raise HostError(
@@ -62,7 +62,7 @@ def install(
                 f"{type(model).__name__}; use the site Hidden or Velocity"
             )
         session.sites = [sub.name for sub in submodules if not sub.mute]
-        session.kinds = tuple(sub.kind for sub in submodules if not sub.mute)
+        session.modules = tuple(sub for sub in submodules if not sub.mute)
         session.numbers = numbers(submodules)
         for sub in submodules:
             installed.add(sub.module, SubmoduleHook(session, sub.name, sub.mute))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recollect.diffusion.host.call import take_rows
-from recollect.diffusion.values import split, spread, where_rows
+from recollect.diffusion.host.modules import Submodule
+from recollect.diffusion.values import Value, split, spread, where_rows
 
 if TYPE_CHECKING:
     from recollect.diffusion.evaluation import Evaluation
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 class ModuleWalk:
     """The way of one call through the modules of a site."""
+
+    always = False
+    """Whether every module is computed, whatever the gate says."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation, self.session = evaluation, evaluation.session
@@ -27,9 +31,11 @@ class ModuleWalk:
     ) -> Any:
         """Run or leave out one module; see `Evaluation.module`."""
         evaluation, templates = self.evaluation, self.session.templates
-        skip, flags = not evaluation.every, evaluation.flags
+        number = self.session.numbers[name]
+        skip, flags = not (evaluation.every or self.always), evaluation.flags
         if flags is not None and skip:
-            skip = not flags[self.session.numbers[name]]
+            skip = not flags[number]
+        part = self.session.modules[number]
         self._calls[name] += 1
         if self._calls[name] > 1:  # some blocks send both streams through one module
             name = f"{name} call {self._calls[name]}"
@@ -40,6 +46,7 @@ class ModuleWalk:
                 evaluation.branch.shapes[name] = [(t.shape, t.dtype, t.device) for t in value]
             else:
                 evaluation.observe(name, value)
+                self.computed(name, part, args, kwargs)
             return output
         if evaluation.some and flags is None:
             assert evaluation.compute is not None
@@ -56,5 +63,14 @@ class ModuleWalk:
                 for shape, dtype, device in evaluation.branch.shapes[name]
             )
         else:
-            value = evaluation.predict(name)
+            value = self.predicted(name, part, forward, args, kwargs)
         return templates[name].fill(value)
+
+    def computed(self, name: str, part: Submodule, args: Any, kwargs: Any) -> None:
+        """A module has run for all tokens."""
+
+    def predicted(
+        self, name: str, part: Submodule, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Value:
+        """What a module gives that is left out."""
+        return self.evaluation.predict(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from typing import Any
 
 import torch
 
@@ -22,3 +23,14 @@ class Part(ABC):  # noqa: B024 - each kind of part adds what it must do
             HostError: the part was learned or profiled on another model, or does not fit.
         """
         return
+
+
+def kinds_of(base: type[Any]) -> dict[str, type[Any]]:
+    """Every part derived from `base`, by the name of its class."""
+    found: dict[str, type[Any]] = {}
+    waiting = base.__subclasses__()
+    while waiting:
+        kind = waiting.pop()
+        found[kind.__name__] = kind
+        waiting += kind.__subclasses__()
+    return found

@@ -11,23 +11,23 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from recollect.diffusion import correctors, gates, predictors, sites
 from recollect.diffusion.companions import Companion, known
 from recollect.diffusion.correctors import Corrector
 from recollect.diffusion.gates import Gate, Interval
-from recollect.diffusion.parts import Part
+from recollect.diffusion.parts import Part, kinds_of
 from recollect.diffusion.predictors import Predictor, Reuse
 from recollect.diffusion.sites import Site, Velocity
 from recollect.errors import RecipeError, StoreError
 from recollect.recipe import Composition, compose, find, one_line_yaml, read_yaml
 
 BATCHES = ("any", "all", "split")
-_SETTINGS = ("batch", "limit", "model")
-_KINDS = {
-    "site": (sites, Site),
-    "gate": (gates, Gate),
-    "predictor": (predictors, Predictor),
-    "corrector": (correctors, Corrector),
+MULTISTEP = ("leave", "inform")
+_SETTINGS = ("batch", "limit", "multistep", "model")
+_KINDS: dict[str, type[Part]] = {
+    "site": Site,
+    "gate": Gate,
+    "predictor": Predictor,
+    "corrector": Corrector,
 }
 
 
@@ -43,7 +43,10 @@ class DiffusionPolicy:
         companions: caches that work beside, each with hooks of its own.
         batch: where samples of a batch disagree: `any` computes all when one needs it, `all`
             computes only when all need it, `split` runs just those that need it.
-        limit: most bytes of state per branch; more is refused before the first skipped step.
+        limit: most bytes of state per branch; more is refused before anything is computed where
+            shapes can be foreseen, else before the first skipped step.
+        multistep: what a multistep solver of a pipeline (DPM-Solver++, UniPC, DEIS) hears of a
+            reused output: `leave` tells it nothing, `inform` makes that step one of first order.
         model: `artefacts.fingerprint` of the denoiser that it was tuned for; others are refused.
             Empty: made for none in particular.
     """
@@ -55,11 +58,14 @@ class DiffusionPolicy:
     companions: tuple[Companion, ...] = ()
     batch: str = "any"
     limit: int | None = None
+    multistep: str = "leave"
     model: str = ""
 
     def __post_init__(self) -> None:
         if self.batch not in BATCHES:
             raise RecipeError(f"batch is one of {', '.join(BATCHES)}, not '{self.batch}'")
+        if self.multistep not in MULTISTEP:
+            raise RecipeError(f"multistep is one of {', '.join(MULTISTEP)}, not '{self.multistep}'")
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -84,14 +90,13 @@ class DiffusionPolicy:
         unknown = set(given) - set(_KINDS) - {*_SETTINGS, "companions"}
         if unknown:
             raise RecipeError(f"a policy has no part '{unknown.pop()}'")
+        find("taylorseer")  # loads the catalogue, and with it every part
         parts = {
-            kind: _read_part(kind, given[kind], _members(*_KINDS[kind]))
+            kind: _read_part(kind, given[kind], kinds_of(_KINDS[kind]))
             for kind in _KINDS
             if kind in given
         }
         beside = given.get("companions", [])
-        if beside:
-            find("taylorseer")  # loads the catalogue, and with it every companion
         parts["companions"] = tuple(_read_part("companion", one, known()) for one in beside)
         return cls(**parts, **{name: given[name] for name in _SETTINGS if name in given})
 
@@ -113,9 +118,7 @@ def policy(spec: str | Path | Composition | DiffusionPolicy, **arguments: Any) -
         spec = _saved(Path(spec))
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = DiffusionPolicy.from_yaml(spec)
-    whole = {
-        n: arguments.pop(n) for n in (*_SETTINGS, "companions", *_KINDS) if n in arguments
-    }
+    whole = {n: arguments.pop(n) for n in (*_SETTINGS, "companions", *_KINDS) if n in arguments}
     if isinstance(spec, DiffusionPolicy):
         base = replace(spec, companions=())
         parts = {kind: getattr(spec, kind) for kind in _KINDS if getattr(spec, kind) is not None}
@@ -146,14 +149,6 @@ def _saved(path: Path) -> str:
     if not isinstance(line, str):
         raise StoreError(f"{path} holds no policy; write one with recollect plan-diffusion")
     return line
-
-
-def _members(module: Any, base: type) -> dict[str, type]:
-    return {
-        name: part
-        for name, part in vars(module).items()
-        if isinstance(part, type) and issubclass(part, base) and not name.startswith("_")
-    }
 
 
 def _write_part(part: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from recollect.diffusion.faults import Again
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.host.call import Call, Signature
+from recollect.diffusion.host.modules import Submodule
+from recollect.diffusion.host.solver import Solver
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.sites import BlockSite, ModuleSite, Range
@@ -53,7 +55,8 @@ class Session:
         spans: runs of blocks that are observed, cut where one list of blocks ends.
         probe: first blocks that run on every step.
         sites: names of the modules that are left out on a skipped step, in order.
-        kinds: what each of them is, as `host.modules` tells.
+        modules: these modules.
+        solver: the pipeline's scheduler as an integrator, where there is one.
         numbers: place in `sites` by name; modules whose output nobody reads go with the one that
             overwrites it.
         taps: told every computed value of a site.
@@ -84,9 +87,10 @@ class Session:
         self.records: deque[Record] = deque(maxlen=RECORDS)
         self.templates: dict[str, Any] = {}
         self.sites: list[str] = []
-        self.kinds: tuple[str, ...] = ()
+        self.modules: tuple[Submodule, ...] = ()
         self.numbers: dict[str, int] = {}
         self.measure = measure
+        self.solver: Solver | None = None
         self._checked: set[Any] = set()
         self.taps: list[Tap] = []
         self.on_reset: list[Callable[[], None]] = []
@@ -216,7 +220,9 @@ class Session:
     # -- bookkeeping -----------------------------------------------------------------------------
 
     def record(self, record: Record) -> None:
-        """Note a step for the report."""
+        """Note a step for the report, and tell the solver of a reused one where it shall know."""
+        if self.solver is not None and record.computed < 1 and self.policy.multistep == "inform":
+            self.solver.lower()
         self.records.append(record)
 
     def foresee(self, call: Call) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin, FeedForward
 from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.sites import Modules
@@ -27,18 +28,20 @@ class Submodule(NamedTuple):
         mute: its output is never used on a skipped step, as a later module is left out too.
         kind: `spatial`, `temporal` or `cross` attention, `feed_forward`, `fused` where one output
             has both, or `part` of a U-Net.
+        block: number of its block, in the order of the lists.
     """
 
     name: str
     module: torch.nn.Module
     mute: bool
     kind: str
+    block: int
 
 
-def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
-    """The modules of the blocks that a site leaves out."""
+def find_submodules(blocks: list[Block], site: Modules, first: int = 0) -> list[Submodule]:
+    """The modules that a site leaves out, of the blocks from number `first` on."""
     found: list[Submodule] = []
-    for block in blocks:
+    for number, block in enumerate(blocks[first:], start=first):
         module, path = block.module, block.name
         while len(inner := list(module.named_children())) == 1:  # a block in a wrapper
             path, module = f"{path}.{inner[0][0]}", inner[0][1]
@@ -54,7 +57,7 @@ def find_submodules(blocks: list[Block], site: Modules) -> list[Submodule]:
             mute = (fused and (attention or name == _FUSED[0])) or (pair and name == _PAIR[0])
             if mute or target or (site.attention and attention) or (site.feed_forward and feed):
                 kind = "fused" if fused else _kind(f"{path}.{name}", child, attention)
-                found.append(Submodule(f"{path}.{name}", child, mute, kind))
+                found.append(Submodule(f"{path}.{name}", child, mute, kind, number))
     return found
 
 
@@ -88,7 +91,8 @@ def find_deep_part(model: torch.nn.Module, depth: int) -> list[Submodule]:
     inner += [(f"up_blocks.{n}", b) for n, b in enumerate(up) if n < len(up) - outer]
     last = len(inner) - 1
     return [
-        Submodule(name, module, place != last, "part") for place, (name, module) in enumerate(inner)
+        Submodule(name, module, place != last, "part", place)
+        for place, (name, module) in enumerate(inner)
     ]
 
 
@@ -106,7 +110,47 @@ def numbers(found: Sequence[Submodule]) -> dict[str, int]:
     return places
 
 
+class Rows(NamedTuple):
+    """How a module is run for some of its tokens.
+
+    Attributes:
+        tokens: all of them (B, S, C).
+        call: makes, from the module's forward, a function of the chosen rows (B, n, C).
+    """
+
+    tokens: torch.Tensor
+    call: Callable[[Callable[..., Any]], Callable[[torch.Tensor], Any]]
+
+
+def rows_alone(part: Submodule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rows | None:
+    """How this module gives the same for a token, whichever others are run with it; None if never.
+
+    Feed-forward layers do, and attention of image tokens to a text. In plain self-attention the
+    queries do, as long as keys and values are those of all tokens.
+    """
+    tokens = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(tokens, torch.Tensor) or tokens.ndim != 3:
+        return None
+    others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    rest = args[1:]
+    if part.kind == "feed_forward":
+        if any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in part.module.modules()):
+            return None
+    elif part.kind not in ("cross", "spatial") or any(
+        value is not None and ("rotary" in name or ("mask" in name and part.kind == "spatial"))
+        for name, value in others.items()
+    ):
+        return None
+    elif part.kind == "spatial":
+        joint = rest or others.get("encoder_hidden_states") is not None
+        if joint or not isinstance(part.module, Attention):
+            return None
+        others["encoder_hidden_states"] = tokens
+    return Rows(tokens, lambda forward: lambda rows: forward(rows, *rest, **others))
+
+
 def is_attention(name: str, module: torch.nn.Module) -> bool:
+    """Whether a module is attention, by diffusers' classes or by the name of its own."""
     known = isinstance(module, Attention | AttentionModuleMixin)
     return known or type(module).__name__.endswith(("Attention", "Attn"))
 
