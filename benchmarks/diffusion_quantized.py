@@ -7,7 +7,8 @@ Trained models of the zoo draw shapes from the same noise: in float, on integers
 some steps reused, and both. The ablation of Q&C adds a clustered calibration set (TAP) and the
 variance correction (VC) to naive quantization with a cache; that of CacheQuant adds its schedule
 and its two corrections, beside the same three made separately on the float model. PSNR is to the
-uncached float pictures; Frechet distance and recognition are those of the zoo's classifier.
+uncached float pictures; drift is the Frechet distance to them, Frechet that to real pictures, both
+on features of the zoo's classifier, which also says how many shapes it recognizes.
 Calibration draws its own noise.
 """
 
@@ -39,6 +40,7 @@ from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.denoiser import Quantized, quantized
 from recollect.diffusion.quantized.pool import Pool, record_calls
 from recollect.diffusion.quantized.qc import select, variance_correction
+from recollect.diffusion.quantized.temporal import calibrate_features
 from recollect.diffusion.sites import Branch, Hidden, Modules, Site
 from recollect.diffusion.values import nbytes
 from recollect.evaluate.pictures import psnr
@@ -102,7 +104,12 @@ class Workshop:
     def cachequant(self, bits: int, site: Site) -> Iterator[Named]:
         """CacheQuant, its parts, and the same made separately."""
         integers = self.quantizer(bits, "all", self.pool)
-        yield "quantized", DiffusionPolicy(gate=Interval(every=1), companions=(integers,))
+        alone = DiffusionPolicy(gate=Interval(every=1), companions=(integers,))
+        yield "quantized", alone
+        table = calibrate_features(
+            str(self.folder / f"features-{bits}"), self.model, self.pool, integers
+        )
+        yield "quantized, temporal features", replace(alone, companions=(integers, table))
         every, steps = self.args.every, self.args.steps
         uniform = DiffusionPolicy(site, Interval(every=every), companions=(integers,))
         yield "uniform groups", uniform
@@ -133,6 +140,7 @@ def judge(name: str, pictures: torch.Tensor, plain: torch.Tensor, labels: Any) -
     real = images.draw(labels, torch.Generator().manual_seed(99))
     return {
         "psnr": float(psnr(pictures, plain).clamp_max(100).mean()),
+        "drift": classifier.frechet(net, pictures, plain),
         "frechet": classifier.frechet(net, pictures, real),
         "recognized": float((net(pictures).argmax(1) == labels).float().mean()),
     }
@@ -164,18 +172,19 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str,
         row(what, bits, pictures, held, share, time.process_time() - began)
 
     row("float", "float", plain, weights, 1.0, 0.0)
-    site: Site = Branch() if hasattr(model, "up_blocks") else Hidden()
-    attached(f"cache ({type(site).__name__})", "float",
-             DiffusionPolicy(site, Interval(every=args.every)))  # fmt: skip
+    net = hasattr(model, "up_blocks")
+    sites: tuple[Site, ...] = (Branch(),) if net else (Hidden(), Modules())
+    for site in sites:
+        policy = DiffusionPolicy(site, Interval(every=args.every))
+        attached(f"cache ({type(site).__name__})", "float", policy)
     workshop = Workshop(model, args, folder)
-    if not hasattr(model, "up_blocks"):
-        attached("cache (Modules)", "float", DiffusionPolicy(Modules(), Interval(every=args.every)))
     for bits in args.bits:
-        if not hasattr(model, "up_blocks"):
+        if not net:
             for what, policy in workshop.qc(bits):
                 attached(f"Q&C: {what}", f"W{bits}A8", policy)
-        for what, policy in workshop.cachequant(bits, site):
-            attached(f"CacheQuant: {what}", f"W{bits}A8", policy)
+        for site in sites:
+            for what, policy in workshop.cachequant(bits, site):
+                attached(f"CacheQuant ({type(site).__name__}): {what}", f"W{bits}A8", policy)
     return rows
 
 
@@ -203,12 +212,22 @@ def main() -> None:
             rows += measure(name, args, Path(folder))
     for name in args.model:
         table = Table(title=f"{name}, {args.steps} steps, {args.pictures} pictures a set")
-        for column in ("bits", "recipe", "computed", "KiB", "PSNR", "Frechet", "recognized"):
+        for column in (
+            "bits",
+            "recipe",
+            "computed",
+            "KiB",
+            "PSNR",
+            "drift",
+            "Frechet",
+            "recognized",
+        ):
             table.add_column(column, justify="left" if column in ("bits", "recipe") else "right")
         for r in (r for r in rows if r["model"] == name):
             table.add_row(
                 r["bits"], r["recipe"], f"{r['computed']:.0%}", f"{r['bytes'] / 1024:,.0f}",
-                f"{r['psnr']:.2f}", f"{r['frechet']:.3f}", f"{r['recognized']:.1%}",
+                f"{r['psnr']:.2f}", f"{r['drift']:.1f}", f"{r['frechet']:.1f}",
+                f"{r['recognized']:.1%}",
             )  # fmt: skip
         Console(width=110).print(table)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}

@@ -47,7 +47,7 @@ def test_every_feature_takes_the_way_with_the_lower_error(tmp_path, bits):
     path = str(tmp_path / "features")
     table = calibrate_features(path, model, pool, integers)
     made = Artefact.load(path, FEATURES)
-    kept = {key.split("/")[1] for key in made.settings["rows"]}
+    kept = {key.split("/")[0] for key in made.settings["rows"]}
     for name, errors in made.settings["ways"].items():
         assert (name in kept) == (errors["kept"] < errors["rebuilt"])
         assert (f"line/{name}" in made.tensors) == (name not in kept)

@@ -26,7 +26,6 @@ class Shelf:
         if place not in PLACES:
             raise RecipeError(f"weights are put aside in {' or '.join(PLACES)}, not '{place}'")
         self._away: dict[torch.nn.Module, dict[str, torch.Tensor] | Path] = {}
-        self._devices: dict[torch.nn.Module, dict[str, torch.device]] = {}
         self._folder: Path | None = None
         if place == "disk":
             folder = tempfile.TemporaryDirectory(prefix="recollect-")
@@ -43,7 +42,6 @@ class Shelf:
             name: p for name, p in module.named_parameters() if only is None or name in only
         }
         weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-        self._devices[module] = {name: p.device for name, p in parameters.items()}
         if self._folder is None:
             self._away[module] = weights
         else:
@@ -63,17 +61,19 @@ class Shelf:
         return load_file(away) if isinstance(away, Path) else away
 
     def back(self, module: torch.nn.Module) -> None:
-        """Give a module its weights again, bit by bit; those it was given meanwhile stay."""
+        """Give a module its weights again, on its device of today and bit by bit.
+
+        Weights that it was given meanwhile stay.
+        """
         weights = self.peek(module)
         for name, parameter in module.named_parameters():
             if name in weights and parameter.numel() == 0:
-                parameter.data = weights[name].to(self._devices[module][name])
+                parameter.data = weights[name].to(parameter.device, parameter.dtype)
         self.forget(module)
 
     def forget(self, module: torch.nn.Module) -> None:
         """Drop what is held of a module."""
         away = self._away.pop(module)
-        del self._devices[module]
         if isinstance(away, Path):
             away.unlink(missing_ok=True)
 

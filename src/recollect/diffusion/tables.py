@@ -7,30 +7,29 @@ to run once for each; afterwards their results are looked up, and their weights 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from recollect.core.codecs.quantize import Quantized, dequantize_tokens, quantize_tokens
 from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.companions import Companion
 from recollect.diffusion.dataflow import Seen, outermost
+from recollect.diffusion.rows import CODECS, Key, Row, Rows, content, digest
 from recollect.diffusion.shelf import PLACES, Shelf
 from recollect.diffusion.values import Template, Value, nbytes, split
+from recollect.diffusion.versions import checksum, stamp
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
     from recollect.diffusion.host.hooks import Installed
     from recollect.diffusion.session import Session
 
-CODECS = ("dense", "int8")
 FEATURES = "temporal-features"
 Teacher = Callable[["Feature"], Any]
 Forward = Callable[..., Any]
@@ -118,25 +117,6 @@ class Feature:
         self.asked = self.missed = 0
 
 
-class Row(NamedTuple):
-    """A stored result: tensors or their codes, and the shape around them."""
-
-    value: tuple[torch.Tensor | Quantized, ...]
-    dtypes: tuple[torch.dtype, ...]
-    template: Template
-    nbytes: int
-
-    def read(self) -> Any:
-        """The result, in memory of its own: callers may write to it."""
-        tensors = [
-            v.clone()
-            if isinstance(v, torch.Tensor)
-            else dequantize_tokens(*v, group=v.codes.shape[-1]).to(dtype)
-            for v, dtype in zip(self.value, self.dtypes, strict=True)
-        ]
-        return self.template.fill(tensors)
-
-
 class Table:
     """Rows of one denoiser.
 
@@ -153,19 +133,19 @@ class Table:
         self.hits = self.misses = 0
         self.teacher: Teacher | None = None
         self.lines: dict[str, torch.Tensor] = {}
-        self._rows: OrderedDict[tuple[str, bytes], Row] = OrderedDict()
+        self._rows = Rows(settings.table_bytes, settings.codec)
         self._shelf = Shelf(settings.offload) if settings.offload else None
         self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the rows."""
-        return sum(row.nbytes for row in self._rows.values())
+        return self._rows.nbytes
 
     @property
     def rows(self) -> Counter[str]:
         """Number of rows by module."""
-        return Counter(name for name, _ in self._rows)
+        return self._rows.counts()
 
     @property
     def weights(self) -> int:
@@ -199,12 +179,12 @@ class Table:
             given, around = split((args, kwargs))
             if not self.settings.exact and (rows := _shared_rows(given)):
                 return self._by_rows(feature, forward, given, around, rows, taught)
-            key = (feature.name, _digest(given, around))
+            key = (feature.name, digest(given, around))
             row = self._find(key, feature)
             if row is not None:
                 return row.read()
             output = self._run(feature, forward, args, kwargs) if taught is None else taught
-            self._insert(key, *split(output))
+            self._rows.insert(key, *split(output))
             return output
 
     def _by_rows(
@@ -217,12 +197,10 @@ class Table:
         taught: Any,
     ) -> Any:
         """The same, where every sample or token has a row of its own."""
-        flat = [np.ascontiguousarray(_bytes(t).reshape(rows, -1)) for t in given]
-        content = np.concatenate(flat, axis=1)
-        _, first, place = np.unique(content, axis=0, return_index=True, return_inverse=True)
-        keys = [
-            (feature.name, _digest(tuple(tensor[i] for tensor in given), around)) for i in first
-        ]
+        flat = [content(t).reshape(rows, -1) for t in given]
+        whole = np.concatenate(flat, axis=1)
+        _, first, place = np.unique(whole, axis=0, return_index=True, return_inverse=True)
+        keys = [(feature.name, digest(tuple(tensor[i] for tensor in given), around)) for i in first]
         found = [self._find(key, feature) for key in keys]
         missing = [n for n, row in enumerate(found) if row is None]
         if missing:
@@ -238,40 +216,18 @@ class Table:
                 return self._run(feature, forward, few, named)  # not row by row: left alone
             for place_of, n in enumerate(missing):
                 one = tuple(tensor[place_of] for tensor in value)
-                found[n] = self._insert(keys[n], one, template)
-        parts = [split(row.read())[0] for row in found if row is not None]
+                found[n] = self._rows.insert(keys[n], one, template)
+        known = [row for row in found if row is not None]
         index = torch.as_tensor(place.reshape(-1))
-        whole = [
-            torch.stack(every)[index.to(every[0].device)] for every in zip(*parts, strict=True)
-        ]
-        template = next(row.template for row in found if row is not None)
-        return template.fill(whole)
+        stacked = [torch.stack(one) for one in zip(*(r.tensors() for r in known), strict=True)]
+        return known[0].template.fill([tensor[index.to(tensor.device)] for tensor in stacked])
 
-    def _find(self, key: tuple[str, bytes], feature: Feature) -> Row | None:
-        row = self._rows.get(key)
+    def _find(self, key: Key, feature: Feature) -> Row | None:
+        row = self._rows.find(key)
         feature.asked += 1
-        if row is None:
-            self.misses += 1
-            feature.missed += 1
-            return None
-        self.hits += 1
-        self._rows.move_to_end(key)
-        return row
-
-    def _insert(self, key: tuple[str, bytes], value: Value, template: Template) -> Row:
-        stored: list[torch.Tensor | Quantized] = []
-        for tensor in value:
-            packed = self.settings.codec == "int8" and tensor.is_floating_point() and tensor.ndim
-            stored.append(
-                quantize_tokens(tensor, 8, tensor.shape[-1]) if packed else tensor.detach().clone()
-            )
-        size = sum(nbytes((v,) if isinstance(v, torch.Tensor) else v) for v in stored)
-        row = Row(tuple(stored), tuple(t.dtype for t in value), template, size)
-        if size <= self.settings.table_bytes:
-            self._rows[key] = row
-            held = self.nbytes
-            while held > self.settings.table_bytes:
-                held -= self._rows.popitem(last=False)[1].nbytes
+        feature.missed += row is None
+        self.misses += row is None
+        self.hits += row is not None
         return row
 
     # -- weights ---------------------------------------------------------------------------------
@@ -285,25 +241,21 @@ class Table:
             if all(p.numel() == 0 for p in module.parameters()):
                 return
             shelf.back(module)  # somebody gave it other weights meanwhile
-        stamp = _stamp(module)
-        if stamp != feature.stamp or starts:
-            checksum = (_checksum(module), _adapters(module))
-            if feature.checksum is not None and checksum != feature.checksum:
-                self._drop(feature)
-            feature.stamp, feature.checksum = stamp, checksum
+        now = stamp(module)
+        if now != feature.stamp or starts:
+            bits = checksum(module)
+            if feature.checksum is not None and bits != feature.checksum:
+                self._rows.drop(feature.name)
+            feature.stamp, feature.checksum = now, bits
         if starts:
             if shelf is not None and feature.asked and not feature.missed:
                 shelf.put(module)
             feature.asked = feature.missed = 0
 
-    def _drop(self, feature: Feature) -> None:
-        for key in [key for key in self._rows if key[0] == feature.name]:
-            del self._rows[key]
-
     def _run(self, feature: Feature, forward: Forward, args: Any, kwargs: Any) -> Any:
         if self._shelf is not None and feature.module in self._shelf:
             self._shelf.back(feature.module)
-            feature.stamp = _stamp(feature.module)
+            feature.stamp = stamp(feature.module)
         output = forward(*args, **kwargs)
         line = self.lines.get(feature.name)
         if line is None:
@@ -322,36 +274,18 @@ class Table:
             ways: for each module the error of its output `rebuilt` by a line, and `kept` as a row;
                 the rows of those that are better kept are written.
         """
-        tensors = {f"line/{name}": line for name, line in self.lines.items()}
-        shapes: dict[str, Any] = {}
-        for (name, digest), row in self._rows.items():
-            if ways[name]["kept"] >= ways[name]["rebuilt"]:
-                continue
-            key = f"row/{name}/{digest.hex()}"
-            shapes[key] = [str(d).removeprefix("torch.") for d in row.dtypes]
-            for place, value in enumerate(row.value):
-                parts = value if isinstance(value, Quantized) else (value,)
-                tensors |= {f"{key}/{place}/{n}": part for n, part in enumerate(parts)}
-        settings = {"ways": ways, "rows": shapes}
+        kept = {name for name, errors in ways.items() if errors["kept"] < errors["rebuilt"]}
+        rows, dtypes = self._rows.state(kept)
+        tensors = {f"row/{name}": tensor for name, tensor in rows.items()}
+        tensors |= {f"line/{name}": line for name, line in self.lines.items()}
+        settings = {"ways": ways, "rows": dtypes}
         Artefact(FEATURES, fingerprint(self.session.model), settings, tensors).save(path)
 
     def load(self, made: Artefact) -> None:
         """Take the features, rows and lines that `save` wrote."""
         model = self.session.model
         self.features = [Feature(name, model.get_submodule(name)) for name in made.settings["ways"]]
-        for key, dtypes in made.settings["rows"].items():
-            value: list[torch.Tensor | Quantized] = []
-            for place in range(len(dtypes)):
-                parts = [made.tensors[f"{key}/{place}/{n}"] for n in range(3)
-                         if f"{key}/{place}/{n}" in made.tensors]  # fmt: skip
-                value.append(Quantized(*parts) if len(parts) == 3 else parts[0])
-            empty = torch.empty(0)
-            _, template = split(empty if len(value) == 1 else (empty,) * len(value))
-            size = sum(nbytes((v,) if isinstance(v, torch.Tensor) else v) for v in value)
-            kinds = tuple(getattr(torch, name) for name in dtypes)
-            _, name, digest = key.split("/")
-            row = Row(tuple(value), kinds, template, size)
-            self._rows[(name, bytes.fromhex(digest))] = row
+        self._rows.load(made.tensors, made.settings["rows"], "row/")
         for key, line in made.tensors.items():
             if key.startswith("line/"):
                 self.lines[key.removeprefix("line/")] = line
@@ -364,40 +298,3 @@ def _shared_rows(given: Value) -> int:
     """How many rows all inputs have; 0 where they differ or have none."""
     counts = {t.shape[0] if t.ndim else 0 for t in given}
     return counts.pop() if len(counts) == 1 else 0
-
-
-def _bytes(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy()
-
-
-def _digest(given: Value, around: Template) -> bytes:
-    digest = hashlib.blake2b(f"{around.spec}{around.rest}".encode(), digest_size=16)
-    for tensor in given:
-        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}{tensor.device}".encode())
-        digest.update(_bytes(tensor).tobytes())
-    return digest.digest()
-
-
-def _stamp(module: torch.nn.Module) -> Any:
-    """Changes with every ordinary write to the weights; reads none of them."""
-    writes = ((p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters())
-    return tuple(writes), _adapters(module)
-
-
-def _checksum(module: torch.nn.Module) -> tuple[Any, ...]:
-    """Of the bits of all weights; catches writes through `.data` that leave no trace."""
-    found: list[Any] = []
-    for name, weight in module.named_parameters():
-        bits = weight.detach().reshape(-1).contiguous().view(torch.uint8)
-        total = 0
-        for piece in bits.split(2**20):
-            places = torch.arange(1, len(piece) + 1, device=piece.device)
-            total = (total * 31 + int((piece.long() * places).sum())) % 2**61
-        found.append((name, str(weight.dtype), total))
-    return tuple(found)
-
-
-def _adapters(module: torch.nn.Module) -> str:
-    """Settings of adapters (peft) that change results without touching a weight."""
-    names = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
-    return repr([(n, getattr(m, n)) for m in module.modules() for n in names if hasattr(m, n)])
