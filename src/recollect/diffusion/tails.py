@@ -132,12 +132,11 @@ class Tails:
                 stack.callback(handle.remove)
             for name, memory in self.memory.items():
                 looking = _LookingBack(chunk, name, memory)
-                module = self.network.get_submodule(name)
-                for handle in (
-                    module.register_forward_pre_hook(looking.before, prepend=True),
-                    module.register_forward_hook(looking.after),
-                ):
-                    stack.callback(handle.remove)
+                owner = self.network.get_submodule(name)
+                handle = owner.register_forward_pre_hook(looking.before, prepend=True)
+                stack.callback(handle.remove)
+                handle = owner.register_forward_hook(looking.after)
+                stack.callback(handle.remove)
             stack.enter_context(chunk)
             yield
 

@@ -24,6 +24,7 @@ from recollect.zoo.videos.sampling import LATENT, sample
 
 BATCH = 16
 NULL = 0.1  # share of the training clips without a caption, for guidance
+EARLY = 0.4  # share of the training clips that are nearly all noise
 BAR = 0.95
 """Share of uncached samples of which the classifier must recognize shape and motion, each."""
 CHECKPOINT_EVERY = 120.0
@@ -180,7 +181,9 @@ class _Run:
         data = to_latent(draw(shapes, motions, generator)[0]).to(device)
         noise = torch.randn(data.shape, generator=generator).to(device)
         # Mostly noisy: where a shape goes is settled early, and captions are about that.
-        level = torch.sigmoid(0.8 + 1.2 * torch.randn(BATCH, generator=generator)).to(device)
+        level = torch.sigmoid(0.5 + torch.randn(BATCH, generator=generator))
+        early = torch.rand(BATCH, generator=generator)
+        level = torch.where(early < EARLY, 0.88 + 0.12 * early / EARLY, level).to(device)
         dropped = torch.rand(BATCH, generator=generator) < NULL
         told = [torch.where(dropped, -1, labels).to(device) for labels in (shapes, motions)]
         mixed = data + level.view(-1, 1, 1, 1, 1) * (noise - data)
