@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.calibration import affine_correction
+from recollect.diffusion.calibration import affine_correction, forecasts
 from recollect.diffusion.gates import Interval, Mask
 from recollect.diffusion.planner import groups
 from recollect.diffusion.predictors import Reuse
@@ -57,10 +57,11 @@ class Workshop:
         self.model, self.args, self.folder = model, args, folder
         self.labels = torch.arange(args.calibration) % len(images.CLASSES)
         self.pool = record_calls(model, self.run)
+        self.held_out: dict[str, float] = {}
 
-    def run(self) -> None:
+    def run(self, seed: int = 5_000) -> None:
         """Draw the calibration samples."""
-        images.sample(self.model, self.labels, self.args.steps, seed=5_000)
+        images.sample(self.model, self.labels, self.args.steps, seed=seed)
 
     def quantizer(self, bits: int, name: str, pool: Pool) -> Quantized:
         """Integers calibrated on a pool."""
@@ -86,10 +87,10 @@ class Workshop:
         computed = tuple(range(0, self.args.steps, every))
         for name, rows in chosen.items():
             integers = self.quantizer(bits, name, self.pool.only(rows))
-            yield f"quantized, {name}", DiffusionPolicy(gate=Interval(every=1),
+            yield f"{name}, no cache", DiffusionPolicy(gate=Interval(every=1),
                                                         companions=(integers,))  # fmt: skip
             base = DiffusionPolicy(Modules(), Interval(every=every), companions=(integers,))
-            yield f"naive, {name}", base
+            yield f"{name}, naive", base
             guesses = record_each(self.model, self.run, Modules(), (integers,))
             for kind in ("plain", "deviation"):
                 path = str(self.folder / f"variance-{name}-{kind}-{bits}")
@@ -99,20 +100,24 @@ class Workshop:
                         path, self.model, guesses, truths, Reuse(), computed, kind=kind
                     ),
                 )
-                yield f"VC {kind}, {name}", replace(base, corrector=corrector)
+                yield f"{name}, VC {kind}", replace(base, corrector=corrector)
+
+    def quantized(self, bits: int) -> Iterator[Named]:
+        """Integers alone, and with temporal features rebuilt or kept."""
+        integers = self.quantizer(bits, "all", self.pool)
+        alone = DiffusionPolicy(gate=Interval(every=1), companions=(integers,))
+        yield "quantized", alone
+        path = str(self.folder / f"features-{bits}")
+        table = calibrate_features(path, self.model, self.pool, integers)
+        yield "quantized, temporal features", replace(alone, companions=(integers, table))
 
     def cachequant(self, bits: int, site: Site) -> Iterator[Named]:
         """CacheQuant, its parts, and the same made separately."""
         integers = self.quantizer(bits, "all", self.pool)
-        alone = DiffusionPolicy(gate=Interval(every=1), companions=(integers,))
-        yield "quantized", alone
-        table = calibrate_features(
-            str(self.folder / f"features-{bits}"), self.model, self.pool, integers
-        )
-        yield "quantized, temporal features", replace(alone, companions=(integers, table))
+        name = type(site).__name__
         every, steps = self.args.every, self.args.steps
         uniform = DiffusionPolicy(site, Interval(every=every), companions=(integers,))
-        yield "uniform groups", uniform
+        yield f"{name}: uniform", uniform
         profiles = record_each(self.model, self.run, site)
         computed = groups(profiles.values(), every)
         gate = Mask(steps=tuple(i in computed for i in range(steps)))
@@ -124,14 +129,34 @@ class Workshop:
                 path, self.model, profiles, Reuse(), computed, cachequant.channel_axis(profiles)
             ),
         )
-        yield "separate: float groups", apart
-        yield "separate: float groups, correction", replace(apart, corrector=corrector)
+        yield f"{name}: separate groups", apart
+        yield f"{name}: separate groups, correction", replace(apart, corrector=corrector)
         joint = cachequant.calibrate(self.folder, self.model, self.run, integers, every, site)
         half = replace(joint, companions=(integers,))
-        yield "joint: groups", replace(half, corrector=None)
-        yield "joint: groups, DEC-cache", half
+        self.held_out[f"{name}, W{bits}A8"] = self.ratio(integers, joint)
+        yield f"{name}: joint groups", replace(half, corrector=None)
+        yield f"{name}: joint groups, DEC-cache", half
         if joint.companions != half.companions:
-            yield "joint: groups, DEC-cache, DEC-quant", joint
+            yield f"{name}: joint groups, both DEC", joint
+
+    def ratio(self, integers: Quantized, policy: DiffusionPolicy) -> float:
+        """Squared error of reuse after its correction, over that before, on noise not fitted."""
+        other = record_each(self.model, lambda: self.run(7_000), policy.site, (integers,))
+        mask, corrector = policy.gate, policy.corrector
+        assert isinstance(mask, Mask)
+        assert corrector is not None
+        computed = tuple(i for i, flag in enumerate(mask.steps) if flag)
+        before = after = 0.0
+        for site, profile in other.items():
+            for step, guess, truth in forecasts(profile, Reuse(), computed):
+                better = corrector.correct(guess, step, site)
+                before += sum(
+                    float((g - t).square().sum()) for g, t in zip(guess, truth, strict=True)
+                )
+                after += sum(
+                    float((g - t).square().sum()) for g, t in zip(better, truth, strict=True)
+                )
+        return after / before
 
 
 def judge(name: str, pictures: torch.Tensor, plain: torch.Tensor, labels: Any) -> dict[str, float]:
@@ -146,8 +171,10 @@ def judge(name: str, pictures: torch.Tensor, plain: torch.Tensor, labels: Any) -
     }
 
 
-def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """All rows of one model."""
+def measure(
+    name: str, args: argparse.Namespace, folder: Path
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """All rows of one model, and what its corrections leave of errors on noise not fitted."""
     model = images.load(name)
     labels = torch.arange(args.pictures) % len(images.CLASSES)
     plain = {s: images.sample(model, labels, args.steps, seed=s) for s in args.seeds}
@@ -160,15 +187,15 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str,
         rows.append({"model": name, "bits": bits, "recipe": what, "bytes": held, "computed": share,
                      "processor_seconds": seconds, **means, "each": scores})  # fmt: skip
 
-    def attached(what: str, bits: str, policy: DiffusionPolicy) -> None:
+    def attached(what: str, bits: str, policy: DiffusionPolicy, steps: int = args.steps) -> None:
         began, pictures, held = time.process_time(), {}, weights
         with accelerated(model, policy) as acceleration:
             for seed in args.seeds:
-                pictures[seed] = images.sample(model, labels, args.steps, seed=seed)
+                pictures[seed] = images.sample(model, labels, steps, seed=seed)
             report = acceleration.report()
             if policy.companions:
                 held = quantized(model).nbytes
-        share = report.computed / report.evaluations
+        share = report.computed / report.evaluations * steps / args.steps
         row(what, bits, pictures, held, share, time.process_time() - began)
 
     row("float", "float", plain, weights, 1.0, 0.0)
@@ -176,16 +203,22 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> list[dict[str,
     sites: tuple[Site, ...] = (Branch(),) if net else (Hidden(), Modules())
     for site in sites:
         policy = DiffusionPolicy(site, Interval(every=args.every))
-        attached(f"cache ({type(site).__name__})", "float", policy)
+        attached(f"{type(site).__name__}: uniform", "float", policy)
+    fewer = -(-args.steps // args.every)
+    attached("fewer steps", "float", DiffusionPolicy(gate=Interval(every=1)), fewer)
     workshop = Workshop(model, args, folder)
     for bits in args.bits:
+        for what, policy in workshop.quantized(bits):
+            attached(what, f"W{bits}A8", policy)
         if not net:
             for what, policy in workshop.qc(bits):
                 attached(f"Q&C: {what}", f"W{bits}A8", policy)
         for site in sites:
             for what, policy in workshop.cachequant(bits, site):
-                attached(f"CacheQuant ({type(site).__name__}): {what}", f"W{bits}A8", policy)
-    return rows
+                attached(what, f"W{bits}A8", policy)
+        plainly = DiffusionPolicy(gate=Interval(every=1), companions=policy.companions)
+        attached("quantized, fewer steps", f"W{bits}A8", plainly, fewer)
+    return rows, workshop.held_out
 
 
 def main() -> None:
@@ -207,9 +240,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=default)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    held_out: dict[str, dict[str, float]] = {}
     for name in args.model:
         with tempfile.TemporaryDirectory() as folder:
-            rows += measure(name, args, Path(folder))
+            found, held_out[name] = measure(name, args, Path(folder))
+            rows += found
     for name in args.model:
         table = Table(title=f"{name}, {args.steps} steps, {args.pictures} pictures a set")
         for column in (
@@ -230,9 +265,12 @@ def main() -> None:
                 f"{r['recognized']:.1%}",
             )  # fmt: skip
         Console(width=110).print(table)
+        for what, ratio in held_out[name].items():
+            print(f"error of reuse left by its correction, {what}, other noise: {ratio:.0%}")
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
     given = {k: v for k, v in vars(args).items() if k != "json"}
-    report = {**given, "machine": platform.machine(), "versions": versions, "rows": rows}
+    report = {**given, "machine": platform.machine(), "versions": versions,
+              "held_out": held_out, "rows": rows}  # fmt: skip
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {args.json.name}")
