@@ -6,9 +6,8 @@
 An upstream, the gateway and this client are processes of their own on loopback; the client speaks
 HTTP over one kept-alive socket. Requests to the upstream itself, misses and hits are sent in turns,
 so that a busy machine slows all alike; a miss's overhead is the difference of the medians. The
-processor time is of the gateway's process alone. `--semantic` asks through MiniLM, which is also
-timed by itself. What timing tells is in gateway_timing.py, a store that is down in
-gateway_outage.py.
+processor time is of the gateway's process alone. The semantic tier is in gateway_semantic.py, what
+timing tells in gateway_timing.py, a store that is down in gateway_outage.py.
 Results go to benchmarks/results/gateway_latency.json.
 """
 
@@ -202,45 +201,6 @@ def auc(first: list[float], second: list[float]) -> float:
     return max(share, 1 - share)
 
 
-def semantic(requests: int) -> dict[str, Any]:
-    """Through the semantic tier with MiniLM; texts are encoded here as well, in turns."""
-    from recollect.answers.encoders import make_encoder
-
-    encoder = make_encoder("minilm")
-    calls = multiprocessing.Value("i", 0)
-    upstream = Process("upstream", delay=(0.0, 0.0), calls=calls)
-    settings = {"recipe": "gptcache", "arguments": {"encoder": "minilm", "min_similarity": 0.95}}
-    gateway = Process("gateway", upstream=upstream.url, **settings)
-    direct, through = Client(upstream.port), Client(gateway.port)
-    found: dict[str, list[float]] = {
-        name: [] for name in ("direct", "encoder", "miss", "hit", "similar")
-    }
-    for number in range(-20, requests):
-        rng = random.Random(number)
-        text = " ".join(str(rng.randrange(10**9)) for _ in range(4))
-        seconds = {"direct": direct.ask_text(text)[0]}
-        seconds["miss"] = through.ask_text(text)[0]
-        start = time.perf_counter()
-        encoder.encode([text])
-        seconds["encoder"] = time.perf_counter() - start
-        while b"tier: exact" not in through.ask_text(text)[1]:
-            time.sleep(0.002)
-        seconds["hit"] = through.ask_text(text)[0]
-        seconds["similar"], head = through.ask_text(f"{text}.")
-        if number < 0 or b"tier: semantic" not in head:
-            seconds.pop("similar")
-        if number >= 0:
-            for name, value in seconds.items():
-                found[name].append(value)
-    gateway.stop()
-    upstream.stop()
-    result: dict[str, Any] = {name: quantiles(values) for name, values in found.items()}
-    result["miss_overhead_without_encoder_p50"] = (
-        result["miss"]["p50"] - result["direct"]["p50"] - result["encoder"]["p50"]
-    )
-    return result
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -248,7 +208,6 @@ def main() -> None:
     )
     parser.add_argument("--store", nargs="+", default=["memory"], help="as `Answers` takes it")
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--semantic", type=int, default=0, help="requests through MiniLM, e.g. 200")
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
 
@@ -266,16 +225,6 @@ def main() -> None:
     console.print(table)
     flight = single_flight(64)
     console.print(f"{flight['requests']} identical at once: {flight['upstream_calls']} call(s)")
-    through_minilm = semantic(given.semantic) if given.semantic else None
-    if through_minilm is not None:
-        rows["memory, minilm"] = through_minilm
-        table = Table("", "p50", "p95", title="milliseconds through the semantic tier with MiniLM")
-        for name in ("direct", "encoder", "miss", "hit", "similar"):
-            cells = (f"{through_minilm[name][q]:.2f}" for q in ("p50", "p95"))
-            table.add_row(name, *cells)
-        without = through_minilm["miss_overhead_without_encoder_p50"]
-        table.add_row("a miss adds, encoder apart", f"{without:.2f}", "")
-        console.print(table)
     target = HERE / "results" / "gateway_latency.json"
     about = {
         "requests": given.requests,

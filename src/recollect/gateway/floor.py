@@ -26,14 +26,14 @@ class Floor:
     """Times of recent misses.
 
     Args:
-        kept: misses remembered by kind.
+        kept: misses remembered by kind; few, so that a change of load is soon in them.
         rng: what draws.
         ticks, sleep: a monotonic clock in seconds, and what waits by it.
     """
 
     def __init__(
         self,
-        kept: int = 256,
+        kept: int = 64,
         rng: random.Random | None = None,
         ticks: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
