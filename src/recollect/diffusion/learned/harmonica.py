@@ -6,6 +6,7 @@ it have led, and is weighted with what its caching does to the final image.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -46,7 +47,10 @@ class Training:
         proxy: a step's weight is the change of the final image when only this step is cached
             (`single`, the paper), or when it is cached after those before it (`cumulative`, the
             published code).
-        refresh: trajectories between two looks at the weights.
+        normalize: divide a step's weight by the error of its output, so that it says what an
+            error there does to the image; without it (the paper) small errors count twice.
+        refresh: trajectories between two looks at the weights. With a `share`, what has been
+            learned is then judged by the final images, and the best is kept.
         rate: of AdamW, without decay.
         start: logits to begin with, over the threshold's: of all steps without a `share`, else of
             those that the uniform schedule computes, and as far under it of the others.
@@ -55,12 +59,13 @@ class Training:
         seed: of noise and conditions.
     """
 
-    trajectories: int = 100
+    trajectories: int = 60
     batch: int = 8
     beta: float = 1e-3
     share: float | None = 0.5
     proxy: Proxy = "single"
-    refresh: int = 20
+    normalize: bool = True
+    refresh: int = 10
     rate: float = 0.05
     start: float = 1.0
     threshold: float = 0.1
@@ -135,21 +140,39 @@ class _Trainer:
         )
         self.weights = torch.ones(self.steps)
         self.beta = training.beta
+        self.best: tuple[float, dict[str, torch.Tensor]] = (math.inf, {})
         self.generator = torch.Generator().manual_seed(training.seed)
 
     def train(self, progress: Progress | None) -> Router:
+        share = self.training.share
         for number in range(self.training.trajectories):
             if number % self.training.refresh == 0:
                 self.weights = self.influence()
-            if number == 0 and self.training.share is not None:
-                self.beta = self.fair_price(self.training.share)
+                if share is not None:
+                    self.keep_best(share)
+            if number == 0 and share is not None:
+                self.beta = self.fair_price(share)
             loss = self.follow(self._update)
             computed = float(self.router.mask().float().mean())
-            if self.training.share is not None:
-                self.beta *= math.exp(_PATIENCE * (computed - self.training.share))
+            if share is not None:
+                self.beta *= math.exp(_PATIENCE * (computed - share))
             if progress is not None:
                 progress(number, loss, computed)
+        if share is not None:
+            self.keep_best(share)
+            self.router.load_state_dict(self.best[1])
         return self.router.eval()
+
+    def keep_best(self, share: float) -> None:
+        """Judge the schedule as it is now by its final images; remember it if none was better."""
+        latent, arguments = self.trajectory.begin(
+            self.training.batch, torch.Generator().manual_seed(self.training.seed + 1), self.device
+        )
+        plain, _ = self._draw(latent, arguments, torch.ones(self.steps, len(self.mixture.sites)))
+        drawn, _ = self._draw(latent, arguments, self.router.mask(share).float())
+        error = float((drawn - plain).square().mean())
+        if error < self.best[0]:
+            self.best = (error, copy.deepcopy(self.router.state_dict()))
 
     def fair_price(self, share: float) -> float:
         """The price at which, to begin with, this share of the modules is worth computing."""
@@ -189,37 +212,50 @@ class _Trainer:
 
     @torch.no_grad()
     def influence(self) -> torch.Tensor:
-        """What caching at each step does to the final image: (T,), 1 on average."""
+        """What caching at each step does to the final image: (T,), 1 on average.
+
+        A step that computes everything by now is cached whole, for what it is worth.
+        """
         latent, arguments = self._begin()
+        mask = self.router.mask().float()
+        mask[1:][mask[1:].all(1)] = 0
         single = self.training.proxy == "single"
-        before = self._draw(latent, arguments, range(0))
+        before, _ = self._draw(latent, arguments, torch.ones_like(mask))
         changes = torch.zeros(self.steps)
         for step in range(1, self.steps):
-            after = self._draw(latent, arguments, range(step if single else 1, step + 1))
+            scores = torch.ones_like(mask)
+            first = step if single else 1
+            scores[first : step + 1] = mask[first : step + 1]
+            after, error = self._draw(latent, arguments, scores, step)
             changes[step] = (after - before).square().mean()
+            if self.training.normalize:
+                changes[step] /= max(error, 1e-12)
             before = before if single else after
         mean = changes[1:].mean()
         return changes / mean if float(mean) > 0 else torch.ones(self.steps)
 
+    @torch.no_grad()
     def _draw(
-        self, latent: torch.Tensor, arguments: dict[str, torch.Tensor], cached: range
-    ) -> torch.Tensor:
-        """Sample with the learned bits at the steps in `cached`, everything computed elsewhere.
-
-        A step that computes everything by now is cached whole, for what it is worth.
-        """
-        timeline, full = self.trajectory.scheduler(), torch.ones(len(self.mixture.sites))
+        self,
+        latent: torch.Tensor,
+        arguments: dict[str, torch.Tensor],
+        scores: torch.Tensor,
+        asked: int = -1,
+    ) -> tuple[torch.Tensor, float]:
+        """Sample with a schedule (T, M): the image, and the relative error of the step `asked`."""
+        timeline, error = self.trajectory.scheduler(), 0.0
         self.mixture.begin()
         with torch.random.fork_rng():
             torch.manual_seed(self.training.seed)  # the same noise of the solver in every drawing
             for step, time in enumerate(timeline.timesteps):
-                scores = self.router.scores(step) if step in cached else full
-                if step in cached and bool((scores > self.training.threshold).all()):
-                    scores = torch.zeros_like(scores)
-                with self.mixture.at("hard", scores):
-                    output = self.trajectory.evaluate(self.model, timeline, latent, time, arguments)
+                given = (self.model, timeline, latent, time, arguments)
+                with self.mixture.at("hard", scores[step]):
+                    output = self.trajectory.evaluate(*given)
+                if step == asked:
+                    truth = self.trajectory.evaluate(*given)
+                    error = float((output - truth).square().mean() / truth.square().mean())
                 latent = timeline.step(output, time, latent, return_dict=False)[0]
-        return latent
+        return latent, error
 
     def _begin(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.trajectory.begin(self.training.batch, self.generator, self.device)

@@ -18,7 +18,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from recollect.zoo.control.task import CHUNK, TOKENS
 
 
-class PolicyTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class PolicyTransformer(ModelMixin, ConfigMixin):
     """The plan behind a noisy one, told from the timestep and what is observed."""
 
     @register_to_config

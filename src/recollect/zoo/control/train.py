@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 
 from recollect.errors import RecipeError, StoreError
+from recollect.zoo.control import load_folder
 from recollect.zoo.control.model import PolicyTransformer
 from recollect.zoo.control.rollouts import STEPS, scheduler, success
 from recollect.zoo.control.task import lessons
@@ -31,6 +32,7 @@ def train(
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
+    start: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train the policy and save it in `out`.
 
@@ -41,6 +43,7 @@ def train(
         seed: of weights and data.
         device: `cpu` or None: the model is too small for anything else.
         progress: show a progress bar.
+        start: folder of a trained policy to go on from, with another seed.
 
     Returns:
         The card: how the policy was trained and what it was measured to do.
@@ -61,7 +64,10 @@ def train(
     except OSError as error:
         raise StoreError(f"cannot write to {folder}: {error}") from error
     started = time.monotonic()
-    model = _learn(steps, seed, progress)
+    recipe: dict[str, Any] = {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed}
+    if start is not None:
+        recipe["started_from"] = json.loads((Path(start) / "card.json").read_text())["recipe"]
+    model = _learn(steps, seed, progress, start)
     minutes = (time.monotonic() - started) / 60
     model.half().save_pretrained(folder)
     episodes = 128
@@ -69,7 +75,7 @@ def train(
         "name": name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_on": "demonstrations scripted by recollect.zoo.control.task",
-        "recipe": {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed},
+        "recipe": recipe,
         "minutes": round(minutes, 1),
         "measured": {
             "success": success(model.float(), episodes, seed=10_000),
@@ -81,13 +87,15 @@ def train(
     return card
 
 
-def _learn(steps: int, seed: int, progress: bool) -> PolicyTransformer:
+def _learn(
+    steps: int, seed: int, progress: bool, start: str | Path | None = None
+) -> PolicyTransformer:
     """Learn to tell the plan behind the noise. Returns the averaged weights."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     seen, plans = lessons(EPISODES, generator)
     levels = scheduler().alphas_cumprod
-    model = PolicyTransformer()
+    model = PolicyTransformer() if start is None else load_folder(start).train()
     average = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
     for step in track(range(steps), "training", disable=not progress, transient=True):

@@ -1,0 +1,208 @@
+"""Question: what do learned and profiled schedules add to uniform ones at equal computation?
+
+    python benchmarks/diffusion_learned.py
+    python benchmarks/diffusion_learned.py --part images --pictures 8 --json /tmp/images.json
+
+HarmoniCa's shipped mask, ERTACache's stages and the calibrated MagCache and TeaCache on tiny-dit:
+decibels to the uncached picture of the same noise, against uniform and random schedules. BAC on
+tiny-policy: how many episodes still end at the goal, with the share of the modules that run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from recollect.diffusion import DiffusionPolicy, accelerated, ertacache
+from recollect.diffusion.gates import ModuleMask
+from recollect.diffusion.learned import bac, gate_fits
+from recollect.diffusion.learned.subjects import load
+from recollect.diffusion.masks import load_mask
+from recollect.diffusion.policy import policy
+from recollect.diffusion.predictors import Reuse
+from recollect.diffusion.profiles import record_each
+from recollect.diffusion.sites import Modules, Span, Transform
+from recollect.evaluate.pictures import psnr
+from recollect.zoo import control, images
+
+STEPS = 20
+Row = dict[str, Any]
+
+
+def image_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """Every method on tiny-dit."""
+    subject = load("tiny-dit", STEPS)
+    plain = {seed: subject.draw(args.pictures, seed) for seed in args.seeds}
+    rows: list[Row] = []
+
+    def judge(name: str, chosen: DiffusionPolicy | str, sigmas: Any = None) -> None:
+        for seed, pictures in plain.items():
+            started = time.process_time()
+            with accelerated(subject.model, chosen) as acceleration:
+                drawn = subject.draw(args.pictures, seed, sigmas)
+                report = acceleration.report()
+            rows.append(
+                {
+                    "model": "tiny-dit",
+                    "setting": name,
+                    "seed": seed,
+                    "computed": _computed(acceleration.policy, report),
+                    "score": float(psnr(drawn, pictures).mean()),
+                    "processor seconds": time.process_time() - started,
+                }
+            )
+
+    def calibration(sigmas: Any = None) -> torch.Tensor:
+        return subject.draw(16, 7_000, sigmas)
+
+    for every in (2, 3):
+        judge(f"fora every {every}", policy("fora", every=every, warmup=1))
+        for name, site in (("spans", Span()), ("transform", Transform())):
+            judge(f"uniform {every}, {name}",
+                  policy("taylorseer", order=0, every=every, warmup=1, site=site))  # fmt: skip
+    shipped = Path(images.path("tiny-dit")) / "recollect" / f"harmonica-{STEPS}.safetensors"
+    judge("harmonica", policy("harmonica", artefact=str(shipped)))
+    judge("random modules", random_mask(load_mask(shipped).artefact.tensors["mask"].bool()))
+    timeline = subject.trajectory.scheduler()
+    for threshold in (0.1, 0.2):
+        for name, adjust, rectify in (
+            ("policy", None, False),
+            ("policy + steps", timeline, False),
+            ("policy + rectification", None, True),
+            ("policy + steps + rectification", timeline, True),
+        ):
+            made = ertacache.calibrate(folder / "erta.safetensors", subject.model, calibration,
+                                       threshold, adjust, rectify)  # fmt: skip
+            judge(f"ertacache {threshold} {name}", made.policy, made.sigmas)
+    magnitudes = gate_fits.magcache(subject.model, calibration)
+    changes = gate_fits.teacache(subject.model, calibration)
+    for made, name in ((magnitudes, "magcache"), (changes, "teacache, fitted")):
+        for threshold in (0.1, 0.2):
+            gate = replace(made.gate, threshold=threshold)
+            judge(f"{name} {threshold}", replace(made, gate=gate))
+    for threshold in (0.2, 0.3):
+        judge(f"teacache, not fitted {threshold}", policy("teacache", threshold=threshold))
+    return rows
+
+
+def random_mask(like: torch.Tensor, seed: int = 0) -> DiffusionPolicy:
+    """As many modules as in another mask (T, M), anywhere after the first step."""
+    later = like[1:]
+    chosen = torch.randperm(later.numel(), generator=torch.Generator().manual_seed(seed))
+    flat = torch.zeros(later.numel(), dtype=torch.bool)
+    flat[chosen[: int(later.sum())]] = True
+    rows = [[True] * like.shape[1], *flat.view(later.shape).tolist()]
+    steps = tuple("".join("1" if bit else "0" for bit in row) for row in rows)
+    return DiffusionPolicy(Modules(), ModuleMask(steps=steps), Reuse())
+
+
+def policy_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """BAC on tiny-policy, in the closed loop."""
+    from recollect.zoo.control.rollouts import success
+
+    subject = load("tiny-policy")
+    model, steps = subject.model, subject.steps
+    profiles = record_each(model, lambda: subject.draw(16, 7_000), Modules())
+    rows: list[Row] = []
+
+    def judge(name: str, schedules: dict[str, tuple[int, ...]] | None) -> None:
+        path = folder / "bac.safetensors"
+        made: DiffusionPolicy | str = "bac"
+        given: dict[str, Any] = {"steps": ("1" * len(profiles),) * steps}
+        if schedules is not None:
+            made, given = bac.save_schedules(
+                path, model, schedules, subject.trajectory.conditions
+            ), {}  # fmt: skip
+        for seed in args.seeds:
+            started = time.process_time()
+            with accelerated(model, made, **given, repeated=("observation_encoder",)):
+                reached = success(model, args.episodes, seed)
+            updates = steps * len(profiles)
+            if schedules is not None:
+                updates = sum(map(len, schedules.values()))
+            rows.append(
+                {
+                    "model": "tiny-policy",
+                    "setting": name,
+                    "seed": seed,
+                    "computed": updates / (steps * len(profiles)),
+                    "score": reached,
+                    "processor seconds": time.process_time() - started,
+                }
+            )
+
+    judge("uncached, keys and values kept", None)
+    for updates in args.updates:
+        one = tuple(round(i * steps / updates) for i in range(updates))
+        judge(f"uniform {updates}", dict.fromkeys(profiles, one))
+        alone = bac.module_schedules(model, profiles, updates, union=0)
+        judge(f"bac {updates}, no union", alone)
+        judge(f"bac {updates}", bac.module_schedules(model, profiles, updates, union=3))
+    return rows
+
+
+def _computed(chosen: DiffusionPolicy, report: Any) -> float:
+    """Share of the modules that ran."""
+    if isinstance(chosen.gate, ModuleMask):
+        if chosen.gate.artefact:
+            return float(load_mask(chosen.gate.artefact).artefact.tensors["mask"].float().mean())
+        digits = "".join(chosen.gate.steps)
+        return digits.count("1") / len(digits)
+    return float(report.computed / report.evaluations)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=["images", "policy", "all"], default="all")
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2000, 3000])
+    parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
+    default = Path(__file__).resolve().parent / "results" / "diffusion_learned.json"
+    parser.add_argument("--json", type=Path, default=default)
+    args = parser.parse_args()
+    parts: dict[str, Callable[[argparse.Namespace, Path], list[Row]]] = {
+        "images": image_rows,
+        "policy": policy_rows,
+    }
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, measure in parts.items():
+            if args.part in (name, "all") and (name == "images" or control.names()):
+                rows += measure(args, Path(folder))
+    table = Table(title=f"{STEPS} steps; seeds {', '.join(map(str, args.seeds))}")
+    for column in ("model", "setting", "computed", "dB, or success", "processor s"):
+        table.add_column(column, justify="left" if column in ("model", "setting") else "right")
+    for setting in dict.fromkeys((row["model"], row["setting"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["setting"]) == setting]
+        scores = " / ".join(f"{row['score']:.2f}" for row in mine)
+        shares = sum(row["computed"] for row in mine) / len(mine)
+        seconds = sum(row["processor seconds"] for row in mine)
+        table.add_row(*setting, f"{shares:.0%}", scores, f"{seconds:.1f}")
+    Console().print(table)
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    given = {k: v for k, v in vars(args).items() if k != "json"}
+    report = {**given, "machine": platform.machine(), "versions": versions, "rows": rows}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()
