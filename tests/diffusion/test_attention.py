@@ -119,6 +119,26 @@ def test_the_text_keys_are_those_that_follow_the_text():
     assert float(moved[2]) > 3 * float(moved.sort().values[-2])
 
 
+def test_as_many_text_tokens_as_visual_ones_are_not_guessed_at():
+    family = denoiser("FluxTransformer2DModel")
+    model = family.build()
+    latent, extra = family.start(1)
+    text = latent.shape[1]
+    extra |= {"encoder_hidden_states": torch.randn(1, text, 32), "txt_ids": torch.zeros(text, 3)}
+
+    def run():
+        family.call(model, latent, 0.5, extra)
+
+    with pytest.raises(HostError, match="as many text tokens"):
+        record_maps(model, run, AttentionMaps(keys="text"))
+    with (
+        pytest.raises(HostError, match="as many text tokens"),
+        accelerated(model, "focal-guidance", sources=(0,), weak=(1,)),
+    ):
+        run()
+    assert len(record_maps(model, run, AttentionMaps(rows=2))) == 4
+
+
 def test_what_keys_receive_is_the_mean_over_queries():
     model = WAN.build()
 
@@ -359,7 +379,7 @@ def test_weak_blocks_come_after_a_source_and_exist():
     ):
         with pytest.raises(RecipeError, match=said):
             accelerate(model, "focal-guidance", sources=sources, weak=weak)
-    with pytest.raises(HostError, match="3 blocks"):
+    with pytest.raises(HostError, match="blocks 0 to 2"):
         accelerate(model, "focal-guidance", sources=(0,), weak=(7,))
     with pytest.raises(RecipeError, match="between 0 and 1"):
         FocalGuidance(blend=1.5)

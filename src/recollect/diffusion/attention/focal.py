@@ -89,10 +89,8 @@ class FocalGuidance(Companion):
             weak = tuple(held.tensors["weak"].tolist())
         if not sources or not weak:
             raise RecipeError("give blocks as `sources` and `weak`, or a file of them as `layers`")
-        if max(*sources, *weak) >= count:
-            raise HostError(
-                f"{type(model).__name__} has {count} blocks, not {max(*sources, *weak)}"
-            )
+        if not all(0 <= block < count for block in (*sources, *weak)):
+            raise HostError(f"{type(model).__name__} has the blocks 0 to {count - 1}")
         if set(sources) & set(weak) or min(weak) < min(sources):
             raise RecipeError("every weak block comes after a source, and is none itself")
         return sources, weak
@@ -111,6 +109,8 @@ class _Loans:
     @torch.no_grad()
     def lend(self, name: str, attending: Attending) -> None:
         evaluation, keys = self.session.evaluation, attending.text_keys
+        if attending.unclear:
+            raise HostError(f"{name} joins as many text tokens as visual ones; add one to the text")
         if evaluation is None or keys is None:
             return
         rows = torch.arange(attending.visual.start, attending.visual.stop)

@@ -139,6 +139,8 @@ class AttentionMaps(Companion):
             "text": attending.text_keys,
             "all": slice(0, attending.key.shape[2]),
         }[self.keys]
+        if attending.unclear and self.keys != "all":
+            raise HostError(f"{name} joins as many text tokens as visual ones: use keys='all'")
         if keys is None:
             return
         rows = sampled(attending.visual, self.rows, self.seed, attending.query.device)

@@ -34,7 +34,8 @@ class Attending:
         scale: of the scores.
         visual: which queries are image or video tokens.
         visual_keys: which keys are; None where there are none.
-        text_keys: which keys are text; None where there are none, or where it cannot be told.
+        text_keys: which keys are text; None where there are none.
+        unclear: image and text are joined and cannot be told apart, being equally many tokens.
     """
 
     query: torch.Tensor
@@ -46,6 +47,7 @@ class Attending:
     visual: slice
     visual_keys: slice | None
     text_keys: slice | None
+    unclear: bool = False
 
     def probabilities(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
         """Probabilities (B, R, K) float32 of the queries `rows` (R,), head by head.
@@ -177,6 +179,7 @@ class _Hearing(TorchFunctionMode):
             visual,
             visual_keys,
             text_keys,
+            unclear=bool(self.text) and not self._joint and key.shape[2] == self.image + self.text,
         )
 
     def _tokens(self, queries: int, keys: int) -> tuple[slice, slice | None, slice | None]:
