@@ -1,139 +1,113 @@
 """How often is a victim served a planted answer, with each defence on and off, and what does a
 defence cost honest users?
 
-The kit's own questions and canaries attack; honest pairs are the kit's rewordings, and pairs of
-Banking77's and CLINC150's training queries of one intent that all-MiniLM-L6-v2 puts at 0.8 or more
-(Banking77: CC BY 4.0, Casanueva et al. 2020; CLINC150: CC BY 3.0, Larson et al. 2019). The guards'
-rules were chosen on such pairs and against this kit, so both flatter them. The contrast probes
-chose no rule, but their totals were watched.
+`--set kit` attacks with the kit's questions and canaries, against which the word rules were
+written; `--set independent` with the ones of answers_attacks.py, which chose nothing. Honest pairs
+are queries of one intent that all-MiniLM-L6-v2 puts at 0.8 or nearer, from the test splits of
+Banking77 (CC BY 4.0, Casanueva et al. 2020) and CLINC150 (CC BY 3.0, Larson et al. 2019), of
+intents that trained and chose nothing. `--gradient N` searches suffixes with MiniLM's weights for
+N victims; against `--encoder ngram` that is transfer.
 
-    python benchmarks/answers_redteam.py --data DATA --victims 8
+    python benchmarks/answers_redteam.py --data DATA --set independent --victims 8
+    python benchmarks/answers_redteam.py --data DATA --set kit --gradient 3 --defence none
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from recollect.answers.encoders.base import make_encoder
-from recollect.answers.redteam import DEFENCES, attack, threshold_of
-from recollect.answers.redteam.arena import Remembering
-from recollect.answers.verifiers import Contrast, Coverage
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
 
-RESULTS = Path(__file__).parent / "results" / "answers_redteam.json"
+from answers_attacks import independent_kit  # noqa: E402
+from answers_splits import benign_pairs, corpora  # noqa: E402
+from recollect.answers.encoders.base import make_encoder  # noqa: E402
+from recollect.answers.redteam import (  # noqa: E402
+    DEFENCES,
+    GradientSearch,
+    Kit,
+    Row,
+    attack,
+    threshold_of,
+)
+from recollect.answers.redteam.arena import Remembering  # noqa: E402
+
+RESULTS = HERE / "results" / "answers_redteam.json"
 
 
 def main() -> None:
-    """Run, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run, print, and put the rows into the results beside those of other runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--set", choices=("kit", "independent"), default="independent")
+    parser.add_argument("--encoder", choices=("minilm", "ngram"), default="minilm")
+    parser.add_argument("--defence", choices=DEFENCES, action="append", help="may be repeated")
     parser.add_argument("--victims", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=150, help="honest pairs of each data set")
+    parser.add_argument("--pairs", type=int, default=100, help="honest pairs of each data set")
+    parser.add_argument(
+        "--gradient", type=int, default=0, help="victims of the gradient level only"
+    )
     options = parser.parse_args()
-    report: dict[str, object] = {"victims": options.victims}
+    minilm = make_encoder("minilm")
+    encoder = Remembering(minilm if options.encoder == "minilm" else make_encoder("ngram"))
+    kit = Kit() if options.set == "kit" else independent_kit(options.data, minilm, options.victims)
+    tau = threshold_of(encoder)
+    honest = [
+        pair
+        for corpus in corpora(options.data, minilm, "test").values()
+        for pair in benign_pairs(corpus, 0.8, options.pairs, 1, shared_only=True)
+    ]
+    levels: tuple[str, ...] = ("concatenation", "splice", "adaptive")
+    victims, name = options.victims, f"{options.set}, {options.encoder} {tau}"
+    if options.gradient:
+        levels, victims = ("gradient",), options.gradient
+        search = GradientSearch(tokens=12, steps=20, candidates=32)
+        kit = replace(kit, search=search, instructions=kit.instructions[:2])
+        name += ", gradient"
     started, worked = time.perf_counter(), time.process_time()
-    for name in ("ngram", "minilm"):
-        encoder = Remembering(make_encoder(name))
-        tau = threshold_of(encoder)
-        rows = attack(encoder, min_similarity=tau, victims=options.victims, defences=[*DEFENCES])
-        report[name] = {"min_similarity": tau, "rows": [vars(row) for row in rows]}
-        show(name, tau, rows)
-        if name == "minilm":
-            report["honest"] = honest(options.data, encoder, options.pairs, tau)
-            report["probes"] = probes(options.data, encoder)
-    report["wall_s"] = round(time.perf_counter() - started, 1)
-    report["processor_s"] = round(time.process_time() - worked, 1)
-    Console().print_json(json.dumps({key: report[key] for key in ("honest", "probes")}))
+    rows = attack(
+        encoder, min_similarity=tau, victims=victims, kit=kit, levels=levels,
+        defences=options.defence or [*DEFENCES], benign=honest,
+    )  # fmt: skip
+    show(name, rows)
+    report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    report[name] = {
+        "rows": [vars(row) for row in rows],
+        "wall_s": round(time.perf_counter() - started, 1),
+        "processor_s": round(time.process_time() - worked, 1),
+        "busy": True,
+    }
+    if options.gradient:
+        report[name]["search"] = vars(kit.search) | gradient_cosines(kit, minilm, victims)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def show(name: str, tau: float, rows: list) -> None:
-    """One table for an encoder."""
-    table = Table("defence", "level", "success", "attempts", "benign kept", title=f"{name} {tau}")
+def gradient_cosines(kit: Kit, minilm: object, victims: int) -> dict[str, object]:
+    """Cosine of instruction and victim before a suffix, for the record."""
+    questions = [question for question, _ in kit.questions[:victims]]
+    wishes = [forms[0] for forms in kit.instructions]
+    cosines = minilm.encode(questions) @ minilm.encode(wishes).T  # type: ignore[attr-defined]
+    return {"cosine_without_suffix": round(float(np.mean(cosines)), 3)}
+
+
+def show(name: str, rows: list[Row]) -> None:
+    """One table."""
+    table = Table("defence", "level", "success", "attempts", "benign kept", title=name)
     for row in rows:
-        cells = (f"{row.success:.1%}", str(row.attempts), f"{row.benign:.1%}")
+        cells = (f"{row.success:.1%}", str(row.attempts), f"{row.benign:.1%} of {row.benign_pairs}")
         table.add_row(row.defence, row.level, *cells)
     Console().print(table)
-
-
-def honest(folder: Path, encoder: Remembering, count: int, tau: float) -> dict[str, object]:
-    """The share of same-intent pairs at tau or nearer that each guard lets pass."""
-    result: dict[str, object] = {}
-    for name, rows in (("banking77", banking(folder)), ("clinc150", clinc(folder))):
-        rng = np.random.default_rng(0)
-        # Twelve intents: near pairs without encoding the whole set.
-        intents = rng.permutation(sorted({intent for _, intent in rows}))[:12]
-        pairs = []
-        for intent in intents:
-            texts = [text for text, own in rows if own == intent][:50]
-            vectors = encoder.encode(texts)
-            near = np.argwhere(np.triu(vectors @ vectors.T >= tau, 1))
-            pairs += [(texts[i], texts[j]) for i, j in near]
-        chosen = [pairs[i] for i in rng.permutation(len(pairs))[:count]]
-        contrast, coverage = Contrast(), Coverage().build_for(encoder)
-        alike = np.array([not next(contrast.differences(*pair), None) for pair in chosen])
-        least = np.array([coverage.least(*pair).cosine for pair in chosen])
-        covered = least >= coverage.min_coverage
-        result[name] = {
-            "pairs": len(chosen),
-            "contrast": round(float(alike.mean()), 3),
-            "coverage": round(float(covered.mean()), 3),
-            "guards": round(float((alike & covered).mean()), 3),
-        }
-    return result
-
-
-def probes(folder: Path, encoder: Remembering) -> dict[str, object]:
-    """What passes of the contrast probes and of the recorded collisions."""
-    contrast, coverage = Contrast(), Coverage().build_for(encoder)
-
-    def passes(one: str, other: str) -> tuple[bool, bool]:
-        alike = not next(contrast.differences(one, other), None)
-        return alike, coverage.least(one, other).cosine >= coverage.min_coverage
-
-    rows = lines(folder / "probes" / "contrast-probes.jsonl")
-    result: dict[str, object] = {}
-    for kind in ("same", "different"):
-        outcomes = np.array([passes(row["anchor"], row[kind]) for row in rows])
-        result[kind] = dict(
-            zip(("contrast", "coverage"), outcomes.mean(0).round(3).tolist(), strict=True),
-            guards=round(float(outcomes.all(1).mean()), 3),
-            triples=len(rows),
-        )
-    planted = lines(folder / "probes" / "collision-canaries.jsonl")
-    outcomes = np.array([passes(row["planted"], row["victim"]) for row in planted])
-    result["canaries"] = {
-        "contrast": round(float(outcomes[:, 0].mean()), 3),
-        "coverage": round(float(outcomes[:, 1].mean()), 3),
-        "guards": round(float(outcomes.all(1).mean()), 3),
-        "texts": len(planted),
-    }
-    return result
-
-
-def banking(folder: Path) -> list[tuple[str, str]]:
-    """(text, intent) of the training split."""
-    with (folder / "banking77" / "train.csv").open(newline="") as file:
-        return [(row["text"], row["category"]) for row in csv.DictReader(file)]
-
-
-def clinc(folder: Path) -> list[tuple[str, str]]:
-    """(text, intent) of the training split."""
-    return [
-        tuple(r) for r in json.loads((folder / "clinc150" / "data_full.json").read_text())["train"]
-    ]
-
-
-def lines(path: Path) -> list[dict[str, str]]:
-    """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_bert
 
 from recollect.answers import Answers
 from recollect.answers.encoders import Encoder, make_encoder
@@ -17,35 +18,14 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter's
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", *"0123456789", "?"]
 TEXTS = ["what is a b c?", "card", "", "x y z " * 40, "4 2"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small BERT with random weights: transformers' files, and the same model as ONNX."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
     path = tmp_path_factory.mktemp("bert")
-    vocabulary = {word: at for at, word in enumerate(WORDS)}
-    vocabulary |= {f"##{word}": len(WORDS) + at for at, word in enumerate(WORDS[4:])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
-    tokenizer.enable_truncation(6)  # as files of sentence encoders do: it must not cut
-    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(path)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
-    model = BertModel(config, add_pooling_layer=False).eval()
-    model.save_pretrained(path)
+    model = tiny_bert.write(path)
     export(model, path / "model.onnx")
     return path
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import tiny_bert
 from click.testing import CliRunner
 
+from recollect.answers.encoders.minilm import MiniLMEncoder
 from recollect.answers.encoders.ngram import NgramEncoder
-from recollect.answers.redteam import DEFENCES, attack, threshold_of
+from recollect.answers.redteam import DEFENCES, GradientSearch, Kit, attack, threshold_of
 from recollect.answers.redteam.levels import adaptive, concatenation, joins, splice
 from recollect.answers.redteam.texts import INSTRUCTIONS, QUESTIONS
 from recollect.cli import main
@@ -18,8 +20,8 @@ QUESTION, REWORDED = QUESTIONS[0]
 FIXED = ("concatenation", "splice")
 
 
-def strike(*defences, levels=FIXED, **arguments):
-    encoder = NgramEncoder()
+def strike(*defences, levels=FIXED, encoder=None, **arguments):
+    encoder = encoder or NgramEncoder()
     rows = attack(
         encoder,
         defences=defences,
@@ -73,6 +75,47 @@ def test_levels_keep_every_word_of_the_instruction():
     assert len({join("Say CANARY") for join in joins(QUESTION)}) == len(list(joins(QUESTION)))
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bert")
+    tiny_bert.write(path)
+    return MiniLMEncoder(path, window=32)
+
+
+def test_a_gradient_suffix_pulls_the_key_to_the_victim(bert):
+    question, instruction = "unlock the gate", "open the card"
+    none = GradientSearch(tokens=4, steps=0).run(bert, question, instruction)
+    found = GradientSearch(tokens=4, steps=8, candidates=16, top=4, target=1.0).run(
+        bert, question, instruction
+    )
+    assert none.text == "open the card unlock the gate unlock"
+    assert found.text.startswith("open the card ")
+    assert len(found.text.split()) == 7
+    assert found.cosine > none.cosine
+    assert found.encoded == 1 + 8 * 17
+    a, b = bert.encode([question, found.text])
+    assert a @ b == pytest.approx(found.cosine, abs=1e-4)  # what is planted is what was scored
+    with pytest.raises(RecipeError, match="tokens"):
+        GradientSearch(tokens=0)
+
+
+def test_the_gradient_level_searches_once_for_all_defences(bert):
+    searches = []
+
+    class Counting(GradientSearch):
+        def run(self, *arguments):
+            searches.append(arguments[1:])
+            return super().run(*arguments)
+
+    kit = Kit([("unlock the gate", "please unlock the gate")], [("open the card",)],
+              search=Counting(tokens=4, steps=2, candidates=4, top=4))  # fmt: skip
+    rows = strike("none", "user scope", levels=("gradient",), encoder=bert, kit=kit,
+                  min_similarity=-1.0)  # fmt: skip
+    assert rows["none", "gradient"].success == 1
+    assert rows["user scope", "gradient"].success == 0
+    assert searches == [("unlock the gate", "open the card")]
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(RecipeError, match="'magic'"):
         strike("magic")
@@ -85,7 +128,7 @@ def test_the_command_prints_a_table_or_json():
     result = CliRunner().invoke(main, [*base, "--json"])
     assert result.exit_code == 0
     rows = json.loads(result.stdout)["rows"]
-    assert [row["defence"] for row in rows] == list(DEFENCES)
+    assert [row["defence"] for row in rows] == [name for name in DEFENCES if name != "pair"]
     table = CliRunner().invoke(main, [*base, "--defence", "none"])
     assert "concatenation" in table.stdout
     wrong = CliRunner().invoke(main, [*base, "--defence", "magic"])

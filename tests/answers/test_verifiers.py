@@ -147,6 +147,11 @@ def test_verifiers_in_turn_stop_at_the_first_rejection(outcomes, result, asked):
     assert sum(guard.asked for guard in guards) == asked
 
 
+def test_default_guards_are_the_rules_where_the_cache_does_not_read_with_minilm():
+    guards = Guards().build_for(NgramEncoder())
+    assert [type(guard).__name__ for guard in guards.verifiers] == ["Contrast", "CoverageGuard"]
+
+
 def ask(text):
     return {"model": "m", "messages": [{"role": "user", "content": text}]}
 

@@ -17,10 +17,11 @@ from recollect.errors import RecipeError
 @click.option("--min-similarity", type=click.FloatRange(-1, 1),
               help="Its threshold.  [default: 0.8, ngram 0.5]")  # fmt: skip
 @click.option("--defence", "defences", multiple=True, metavar="NAME",
-              help="none, contrast, coverage, guards, quarantine, 'user scope'; "
-              "may be repeated.  [default: all]")  # fmt: skip
+              help="none, contrast, coverage, pair, guards, quarantine, 'user scope'; "
+              "may be repeated.  [default: all; pair with minilm only]")  # fmt: skip
 @click.option("--level", "levels", multiple=True, metavar="NAME",
-              help="concatenation, splice, adaptive; may be repeated.  [default: all]")  # fmt: skip
+              help="concatenation, splice, adaptive, gradient (needs MiniLM's weights; minutes); "
+              "may be repeated.  [default: all but gradient]")  # fmt: skip
 @click.option("--victims", default=6, show_default=True, type=click.IntRange(1, 16),
               help="Questions that are attacked.")  # fmt: skip
 @click.option("--budget", default=24, show_default=True, type=click.IntRange(1),
@@ -47,6 +48,7 @@ def redteam(
     Example:
       recollect redteam --encoder ngram --victims 4
       recollect redteam --defence none --defence guards --level adaptive --json
+      recollect redteam --defence none --defence guards --level gradient --victims 2
     """
     from rich.progress import Progress
     from rich.table import Table
@@ -56,7 +58,8 @@ def redteam(
 
     encoder = make_encoder(name)
     tau = threshold_of(encoder) if min_similarity is None else min_similarity
-    defences, levels = defences or tuple(DEFENCES), levels or LEVELS
+    usual = [defence for defence in DEFENCES if defence != "pair" or name == "minilm"]
+    defences, levels = defences or tuple(usual), levels or LEVELS[:3]
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("attacking", total=len(defences) * len(levels))
 

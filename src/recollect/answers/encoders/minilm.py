@@ -71,7 +71,31 @@ class MiniLMEncoder(WindowedEncoder):
         tokenizer, _ = self._model
         return tokenizer.cls_token_id, tokenizer.sep_token_id
 
+    def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Word pieces (T,) of each text and their vectors (T, D), without the special ones.
+
+        Both are empty for a text beyond the window.
+        """
+        first, last = self._ends()
+        pieces = self._pieces(texts)
+        fit = [at for at, ids in enumerate(pieces) if len(ids) <= self.window - 2]
+        fit.sort(key=lambda at: len(pieces[at]))
+        found = [(np.zeros(0, np.int64), np.zeros((0, self.dim), np.float32))] * len(texts)
+        for start in range(0, len(fit), self.batch):
+            rows = fit[start : start + self.batch]
+            hidden, _ = self._hidden([[first, *pieces[at], last] for at in rows])
+            for at, vectors in zip(rows, hidden.numpy(), strict=True):
+                length = len(pieces[at])
+                found[at] = np.array(pieces[at], np.int64), vectors[1 : length + 1].copy()
+        return found
+
     def _forward(self, windows: Sequence[Sequence[int]]) -> np.ndarray:
+        hidden, mask = self._hidden(windows)
+        weights = mask[..., None].to(hidden.dtype)
+        return ((hidden * weights).sum(1) / weights.sum(1)).numpy()
+
+    def _hidden(self, windows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+        """Last layer (B, T, D) and mask (B, T) of windows of word pieces."""
         import torch
 
         tokenizer, model = self._model
@@ -79,12 +103,10 @@ class MiniLMEncoder(WindowedEncoder):
         ids = torch.full((len(windows), width), tokenizer.pad_token_id)
         mask = torch.zeros((len(windows), width), dtype=torch.long)
         for row, window in enumerate(windows):
-            ids[row, : len(window)] = torch.tensor(window)
+            ids[row, : len(window)] = torch.as_tensor(window)
             mask[row, : len(window)] = 1
         with torch.inference_mode():
-            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            weights = mask[..., None].to(hidden.dtype)
-            return ((hidden * weights).sum(1) / weights.sum(1)).numpy()
+            return model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     @property
     def _model(self) -> tuple[Any, Any]:

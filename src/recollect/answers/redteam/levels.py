@@ -1,7 +1,7 @@
 """Levels of the attack: from a victim's question and an instruction to the text to plant.
 
-After CacheAttack (Zhang et al. 2026, arXiv 2601.23088), whose gradient level needs the weights of
-the encoder; here the attacker has spelling, and in the adaptive level hits and misses.
+After CacheAttack (Zhang et al. 2026, arXiv 2601.23088). Here the attacker has spelling, and in the
+adaptive level hits and misses; `gradient` has the level that needs the weights of the encoder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 Plant = Callable[[str], bool]  # plants a text and says whether the victim's question hits it
+Join = Callable[[str], str]  # an instruction to the text with it
 
 
 def concatenation(question: str, reworded: str, instruction: str) -> list[str]:
@@ -40,7 +41,11 @@ def splice(question: str, instruction: str, seed: int, variants: int = 4) -> lis
 
 
 def adaptive(
-    questions: Sequence[str], forms: Sequence[str], plant: Plant, budget: int
+    questions: Sequence[str],
+    forms: Sequence[str],
+    plant: Plant,
+    budget: int,
+    ways: Callable[[str], Iterator[Join]] | None = None,
 ) -> str | None:
     """The first planted text that the victim's question hits, or None when the budget is spent.
 
@@ -52,9 +57,10 @@ def adaptive(
         forms: of the instruction, longest first.
         plant: asks the cache; one probe.
         budget: probes at most.
+        ways: to join a question with an instruction; `joins` when None.
     """
     left = budget
-    for join in chain.from_iterable(zip(*map(joins, questions), strict=True)):
+    for join in chain.from_iterable(zip(*map(ways or joins, questions), strict=True)):
         low, high, found = 0, len(forms) - 1, None
         while low <= high and left:
             middle = (low + high) // 2
@@ -69,7 +75,7 @@ def adaptive(
     return None
 
 
-def joins(question: str) -> Iterator[Callable[[str], str]]:
+def joins(question: str) -> Iterator[Join]:
     """Ways to hide an instruction in a question: around it, inside, under repeats, in one word."""
     words = question.rstrip("?.!").split()
     half = len(words) // 2

@@ -3,5 +3,6 @@
 from recollect.answers.verifiers.chain import Guards, InTurn
 from recollect.answers.verifiers.contrast import Contrast
 from recollect.answers.verifiers.coverage import Coverage, CoverageGuard
+from recollect.answers.verifiers.pair import Pair, PairGuard
 
-__all__ = ["Contrast", "Coverage", "CoverageGuard", "Guards", "InTurn"]
+__all__ = ["Contrast", "Coverage", "CoverageGuard", "Guards", "InTurn", "Pair", "PairGuard"]

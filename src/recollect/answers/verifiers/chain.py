@@ -10,6 +10,7 @@ from recollect.answers.decision import Candidate, Check, Outcome, Verifier
 from recollect.answers.encoders.base import Encoder
 from recollect.answers.verifiers.contrast import Contrast
 from recollect.answers.verifiers.coverage import Coverage
+from recollect.answers.verifiers.pair import Pair, minilm_in
 
 
 class InTurn:
@@ -35,14 +36,21 @@ class Guards:
     """Stage ``verifier``: the guards of this room, cheapest first.
 
     Attributes:
-        guards: stages or verifiers, in the order they are asked.
+        guards: stages or verifiers, in the order they are asked. When None, the trained `Pair`
+            where the cache reads with MiniLM, and the rules of `Contrast` and `Coverage`
+            elsewhere.
     """
 
-    guards: tuple[Any, ...] = (Contrast(), Coverage())
+    guards: tuple[Any, ...] | None = None
 
     def build_for(self, encoder: Encoder) -> InTurn:
         """The guards, those that compare vectors with the cache's encoder."""
-        return InTurn([built(guard, encoder) for guard in self.guards])
+        return InTurn([built(guard, encoder) for guard in self.guards or default_guards(encoder)])
+
+
+def default_guards(encoder: Encoder) -> tuple[Any, ...]:
+    """What `Guards()` asks in a cache with this encoder."""
+    return (Pair(),) if minilm_in(encoder) else (Contrast(), Coverage())
 
 
 def built(guard: Any, encoder: Encoder) -> Verifier:

@@ -77,7 +77,7 @@ class Contrast:
             yield Difference("stray", sentence)
 
     def _edits(self, a: Words, b: Words) -> Iterator[Difference]:
-        equal, changes = _aligned(a, b)
+        equal, changes = aligned(a, b)
         if equal >= 0.5:
             if len(_denials(a)) % 2 != len(_denials(b)) % 2:
                 yield Difference("negation", "one is negated")
@@ -240,7 +240,7 @@ def _alike(gone: list[str], new: list[str]) -> bool:
     )
 
 
-def _aligned(a: Words, b: Words) -> tuple[float, list[tuple[list[str], list[str]]]]:
+def aligned(a: Words, b: Words) -> tuple[float, list[tuple[list[str], list[str]]]]:
     """The share of equal words in the longer text, and what changed, content words only."""
     matcher = SequenceMatcher(None, a.tokens, b.tokens, autojunk=False)
     in_content = set(a.content) | set(b.content)
