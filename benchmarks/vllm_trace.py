@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,10 @@ def replay(engine: Engine, requests: list[Request], seed: object) -> dict[str, f
     }
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Every engine's runs for both kinds of load."""
+def measure(
+    arguments: argparse.Namespace, console: Console, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Every engine's runs for both kinds of load; `keep` is told after every round."""
     trace = read_trace(arguments.trace)
     loads = {
         "low": trace[: arguments.requests],
@@ -155,6 +158,9 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
                         console.print(
                             turn, kind, name, {n: round(x, 2) for n, x in figures.items()}
                         )
+                for kind in loads:
+                    found[kind]["ratio"] = ratios(found[kind]["runs"])
+                keep(found)
         finally:
             for engine in engines.values():
                 engine.stop()
@@ -162,8 +168,6 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
                 engine.close()
             if server is not None:
                 server.terminate()
-    for kind in loads:
-        found[kind]["ratio"] = ratios(found[kind]["runs"])
     return found
 
 
@@ -213,15 +217,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/vllm_trace.json")
     arguments = parser.parse_args()
     console = Console()
-    results = measure(arguments, console)
-    results |= {
+    about = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
         "trace": arguments.trace.name, "chunk": arguments.chunk,
         "load_average": [round(x, 1) for x in os.getloadavg()],
     }  # fmt: skip
-    show(results, console)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+
+    def keep(results: dict[str, Any]) -> None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(about | results, indent=2) + "\n")
+
+    show(measure(arguments, console, keep), console)
 
 
 if __name__ == "__main__":

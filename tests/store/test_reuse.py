@@ -25,7 +25,7 @@ def test_keys_that_never_return_are_not_expected_again():
 def test_the_odds_of_a_return_are_the_real_ones(share):
     """Each sighting is followed by another with the same chance."""
     draw, sightings, waiting = random.Random(0), Sightings(memory=1e9), []
-    for n in range(20_000):
+    for n in range(int(20_000 * (1 - share))):
         waiting.append(key(n))
         while waiting:
             one = waiting.pop()
