@@ -52,6 +52,7 @@ peers:  ## virtual environments of the packages we measure ourselves against
 	$(PYTHON) benchmarks/peers/make_env.py kvpress
 	$(PYTHON) benchmarks/peers/make_env.py quantized-cache
 	$(PYTHON) benchmarks/peers/make_env.py gptcache
+	$(PYTHON) benchmarks/peers/make_env.py cache-dit
 	$(PYTHON) scripts/make_vllm_env.py lmcache
 
 docs: setup  ## regenerate the tables in docs/ and README.md

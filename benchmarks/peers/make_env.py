@@ -3,6 +3,7 @@
     python benchmarks/peers/make_env.py kvpress
     python benchmarks/peers/make_env.py quantized-cache
     python benchmarks/peers/make_env.py gptcache
+    python benchmarks/peers/make_env.py cache-dit
     python benchmarks/peers/make_env.py flower            # federated training, see docs/answers.md
 
 Peers pin other versions of transformers than we do, hence one environment each, in `.venvs/NAME`.
@@ -28,11 +29,21 @@ PEERS = {
         "torch==2.13.0",
     ],
     "gptcache": ["gptcache==0.1.44", "faiss-cpu==1.15.1", "sqlalchemy==2.0.58", "numpy==2.4.6"],
+    "cache-dit": [
+        "cache-dit==1.5.3",
+        "diffusers==0.42.1",
+        "transformers==5.19.0",
+        "torch==2.13.0",
+        "rich",
+        "click",
+        "jinja2",
+    ],
     "flower": ["flwr[simulation]==1.41.0", "numpy==2.4.6", "safetensors==0.8.0"],
 }
 CHECKS = {
     "kvpress": "import kvpress; kvpress.SnapKVPress",
     "gptcache": "from gptcache.manager import CacheBase, VectorBase; import faiss, sqlalchemy",
+    "cache-dit": "import cache_dit; cache_dit.DBCacheConfig, cache_dit.steps_mask",
     "flower": "from flwr.simulation import run_simulation; import ray, safetensors",
     "quantized-cache": """
 import torch
