@@ -3,6 +3,8 @@
     python benchmarks/diffusion_quantized.py
     python benchmarks/diffusion_quantized.py --model tiny-dit --bits 4 --seeds 1000 --pictures 16
 
+Results of other models and bits stay in the file when the settings are the same.
+
 Trained models of the zoo draw shapes from the same noise: in float, on integers (W8A8, W4A8), with
 some steps reused, and both. The ablation of Q&C adds a clustered calibration set (TAP) and the
 variance correction (VC) to naive quantization with a cache; that of CacheQuant adds its schedule
@@ -221,6 +223,22 @@ def measure(
     return rows, workshop.held_out
 
 
+def earlier(
+    path: Path, settings: dict[str, Any], rows: list[dict[str, Any]], held_out: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """This run's results, and those in the file of other models and bits under equal settings."""
+    try:
+        before = json.loads(path.read_text())
+    except FileNotFoundError:
+        return rows, held_out
+    if any(before.get(name) != value for name, value in settings.items()):
+        return rows, held_out
+    new = {(row["model"], row["bits"]) for row in rows}
+    kept = [row for row in before["rows"] if (row["model"], row["bits"]) not in new]
+    every = {**before["held_out"], **held_out}
+    return kept + rows, {n: {**before["held_out"].get(n, {}), **every[n]} for n in every}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -231,10 +249,10 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4], choices=(4, 8))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=3, help="steps per computed one")
-    parser.add_argument("--pictures", type=int, default=64, help="per set of seeds")
+    parser.add_argument("--pictures", type=int, default=32, help="per set of seeds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000])
     parser.add_argument("--calibration", type=int, default=16, help="pictures to calibrate on")
-    parser.add_argument("--selected", type=int, default=64, help="samples selected for Q&C")
+    parser.add_argument("--selected", type=int, default=96, help="samples selected for Q&C")
     parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
     default = Path(__file__).resolve().parent / "results" / "diffusion_quantized.json"
     parser.add_argument("--json", type=Path, default=default)
@@ -268,9 +286,11 @@ def main() -> None:
         for what, ratio in held_out[name].items():
             print(f"error of reuse left by its correction, {what}, other noise: {ratio:.0%}")
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    given = {k: v for k, v in vars(args).items() if k != "json"}
-    report = {**given, "machine": platform.machine(), "versions": versions,
-              "held_out": held_out, "rows": rows}  # fmt: skip
+    varied = ("json", "model", "bits", "busy")
+    given = {k: v for k, v in vars(args).items() if k not in varied}
+    settings = {**given, "machine": platform.machine(), "versions": versions}
+    rows, held_out = earlier(args.json, settings, rows, held_out)
+    report = {**settings, "busy": args.busy, "held_out": held_out, "rows": rows}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {args.json.name}")

@@ -11,6 +11,7 @@ from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
 from recollect.diffusion.clock import Step
+from recollect.diffusion.gates import Interval
 from recollect.diffusion.planner import groups, partition
 from recollect.diffusion.profiles import Profile
 from recollect.diffusion.quantized import cachequant
@@ -127,5 +128,10 @@ def test_corrections_are_of_one_quantized_model(tmp_path):
     mixed = replace(joint.companions[0], weights=four.weights)
     with pytest.raises(HostError, match="another model"):
         accelerate(model, replace(joint, companions=(mixed,)))
+    every = replace(joint, gate=Interval(every=2))
+    with pytest.raises(HostError, match="another schedule"):
+        accelerate(model, every)
+    with pytest.raises(RecipeError, match="fixed schedule"):
+        cachequant.correct_consumers(str(tmp_path / "c"), model, run, every, {})
     assert torch.equal(run(), run())
     assert not any(p.numel() == 0 for p in model.parameters())

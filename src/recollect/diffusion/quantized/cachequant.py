@@ -87,15 +87,17 @@ def correct_consumers(
         path: where the coefficients go.
         model: the denoiser, on its own.
         run: draws the calibration samples, under the policy.
-        policy: the schedule with its first correction, and the quantizer.
+        policy: a `Mask` with its first correction, and the quantizer.
         profiles: recorded values of the site, which tell how many channels are cached.
 
     Returns:
         The policy with the correction; unchanged where no layer reads the feature directly.
 
     Raises:
-        RecipeError: a policy without a quantizer.
+        RecipeError: a policy without a quantizer, or without a schedule made before.
     """
+    if not isinstance(policy.gate, Mask):
+        raise RecipeError("the correction of consumers needs a fixed schedule: gate=Mask(...)")
     quantizer = next((c for c in policy.companions if isinstance(c, Quantized)), None)
     if quantizer is None:
         raise RecipeError("the policy has no quantized denoiser: companions=(Quantized(...),)")
@@ -133,7 +135,7 @@ def correct_consumers(
         for key, found in pairs.items():
             coded, exact = (torch.cat(parts) for parts in zip(*found, strict=True))
             lines[key], _ = fit_line(coded, exact, 1 if coded.ndim == 4 else -1)
-        settings = {"channels": dict.fromkeys(consumers, width)}
+        settings = {"channels": dict.fromkeys(consumers, width), "steps": list(policy.gate.steps)}
         Artefact(CONSUMERS, fingerprint(model), settings, lines).save(path)
     others = tuple(c for c in policy.companions if c is not quantizer)
     return replace(policy, companions=(replace(quantizer, consumers=path), *others))

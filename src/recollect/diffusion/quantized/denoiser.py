@@ -72,9 +72,12 @@ class Quantized(Companion):
         denoiser = QuantizedDenoiser(model, made, Shelf(self.originals), moment)
         # Corrections fitted on the quantized model are refused by the float one, and the reverse.
         installed.undo(stand_in(model, f"{fingerprint(model)}+{denoiser.digest}"))
-        if self.consumers:
-            denoiser.correct(Artefact.load(self.consumers, CONSUMERS))
         installed.undo(denoiser.close)
+        if self.consumers:
+            corrections = Artefact.load(self.consumers, CONSUMERS)
+            if getattr(session.policy.gate, "steps", None) != tuple(corrections.settings["steps"]):
+                raise HostError("the corrections of consumers were made for another schedule")
+            denoiser.correct(corrections)
         for layer in denoiser.layers.values():
             denoiser.shelf.put(layer.module, ("weight",))
             installed.add(layer.module, LayerHook(layer, moment), NAME)
@@ -174,7 +177,8 @@ class QuantizedDenoiser:
         self.model, self.shelf, self.moment = model, shelf, moment
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(made.tensors.items()):
-            digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            if not name.endswith(".codes"):  # scales and ranges tell as much, and are few
+                digest.update(name.encode() + tensor.numpy().tobytes())
         self.digest = digest.hexdigest()
         times = made.tensors["times"].numpy()
         self.layers = {}
