@@ -196,6 +196,33 @@ def test_what_lives_at_a_provider_always_goes_to_the_same_model(routed, upstream
         assert (kind(answer), sent(upstream)["model"]) == ("bypass", "large")
 
 
+@pytest.mark.parametrize("status", [400, 413])
+def test_examples_that_are_too_much_for_a_model_are_left_out(taught, upstream, status):
+    address, _ = taught()
+
+    def answer(request, asked):
+        if BAR in asked["messages"][-1]["content"]:
+            error = {"message": "longer than the context", "type": "x", "param": None, "code": None}
+            return JSONResponse({"error": error}, status)
+        return usual("/v1/chat/completions", asked, upstream.total)
+
+    upstream.answer = answer
+    found = post(address, asking(ALIKE))
+    assert (found.status_code, found.headers["x-recollect-examples"]) == (200, "0")
+    assert sent(upstream) == asking(ALIKE, model="small")
+    assert kind(post(address, asking(ALIKE))) == "hit"
+    assert rate(address, found, 1).status_code == 404, "nothing is to be learned from it"
+    upstream.answer = lambda request, asked: JSONResponse({"error": {"message": "no"}}, status)
+    assert post(address, asking("what else?")).status_code == status
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    examples = ExamplesConfig(models=MODELS, encoder="ngram", folder=str(tmp_path / "file/folder"))
+    with pytest.raises(GatewayError, match="cannot make"):
+        Gateway(GatewayConfig("http://up", examples=examples))
+
+
 def test_a_busy_large_model_gets_fewer_requests(start, upstream):
     arguments = {"load_smoothing": 1.0, "load_threshold": 0.5, "load_price": 1e6}
     examples = ExamplesConfig(models=MODELS, encoder="ngram", arguments=arguments)

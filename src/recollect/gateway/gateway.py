@@ -74,9 +74,7 @@ class Gateway:
         self._loads: dict[str, Load] = {}
         self._upstream: Upstream | None = None
         self._chores: list[asyncio.Task[None]] = []
-        self.calls: set[asyncio.Task[None]] = (
-            set()
-        )  # of embeddings and judges, which board no flight
+        self.calls: set[asyncio.Task[None]] = set()  # what boards no flight
 
     @property
     def upstream(self) -> Upstream:

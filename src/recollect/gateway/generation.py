@@ -20,6 +20,7 @@ from recollect.gateway.asked import Asked
 from recollect.gateway.flight import Flight
 from recollect.gateway.floor import Times
 from recollect.gateway.gateway import Gateway
+from recollect.gateway.load import Load
 from recollect.gateway.protocols import Protocol, Usage
 from recollect.gateway.sse import SSEParser
 from recollect.gateway.tracing import Span
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from recollect.gateway.incontext.routes import Route
 
 log = logging.getLogger("recollect.gateway")
+
+_TOO_MUCH = (400, 413, 422)  # what servers say to a prompt longer than the model's context
 
 
 class Generation:
@@ -48,7 +51,7 @@ class Generation:
     ) -> None:
         self._gateway, self._protocol, self._asked = gateway, protocol, asked
         self._lookup, self._span = lookup, span
-        self._model, self._body = asked.model, asked.body
+        self._model, self._bodies = asked.model, [asked.body]
         self._route: Route | None = None
         self._document: bytes | None = None  # the answer, when it is complete
         self._problem = ""  # why it is not kept
@@ -68,20 +71,13 @@ class Generation:
         headers = gateway.tracing.carried(headers, self._span)
         load.in_flight += 1
         try:
-            async with gateway.upstream.open(
-                "POST", address + self._protocol.path, headers, self._body
-            ) as response:
-                load.learn(time.perf_counter() - began)
-                self._first = asked.waited
-                if response.head.status >= 400:
-                    self._problem = f"status {response.head.status}"
-                if response.head.streams:
-                    await self._stream(flight, response)
-                else:
-                    await self._whole(flight, response)
+            while not await self._call(flight, address + self._protocol.path, headers, load):
+                self._bare()
         finally:
             load.in_flight -= 1
             self._charge(flight)
+            if self._route is not None and (self._problem or self._document is None):
+                self._drop(self._route)
         seconds = time.perf_counter() - began
         flight.land()
         if not self._problem:
@@ -95,6 +91,34 @@ class Generation:
         stored = await self._keep(flight, seconds)
         await self._learn(stored)
 
+    async def _call(self, flight: Flight, url: str, headers: hd.Pairs, load: Load) -> bool:
+        """Ask with the first of the bodies; whether that was answered for good."""
+        began = time.perf_counter()
+        async with self._gateway.upstream.open("POST", url, headers, self._bodies[0]) as response:
+            status = response.head.status
+            if status in _TOO_MUCH and len(self._bodies) > 1:
+                return False
+            load.learn(time.perf_counter() - began)
+            self._first = self._asked.waited
+            if status >= 400:
+                self._problem = f"status {status}"
+            if response.head.streams:
+                await self._stream(flight, response)
+            else:
+                await self._whole(flight, response)
+        return True
+
+    def _bare(self) -> None:
+        """Go on without examples, and learn nothing from it."""
+        assert self._route is not None
+        self._bodies = self._bodies[1:]
+        self._drop(self._route)
+        self._route.examples, self._route.wants_feedback = 0, False
+
+    def _drop(self, route: Route) -> None:
+        assert self._gateway.routes is not None
+        self._gateway.routes.drop(route)
+
     async def _plan(self, flight: Flight) -> None:
         """Choose the model and the examples, where the request leaves that to the gateway."""
         gateway, asked = self._gateway, self._asked
@@ -105,7 +129,7 @@ class Generation:
         bound = self._protocol.bypass(asked.document) or hidden_state(
             asked.document, self._protocol.name
         )
-        self._route, self._body = await gateway.routes.plan(
+        self._route, self._bodies = await gateway.routes.plan(
             asked, self._protocol, load, bool(bound)
         )
         self._model, flight.route = self._route.model, self._route
@@ -119,8 +143,7 @@ class Generation:
         if stored and stored.status == "live" and self._document is not None:
             text = answer_text(read_document(self._document))
         if route is not None and gateway.refiner is not None:
-            if self._problem:
-                gateway.routes.drop(route)
+            if route.dropped:
                 return
             query, route.entry_id = route.used.query, stored.id if stored else None
             await gateway.routes.learn(route, text)
@@ -197,7 +220,7 @@ class Generation:
                 self._problem = self._problem or "not a document of this protocol"
         # An upstream that does not say is charged by rule of thumb: a token for four bytes of
         # the request, and for every event of the stream.
-        self.usage = usage or Usage(len(self._body) // 4, self._events)
+        self.usage = usage or Usage(len(self._bodies[0]) // 4, self._events)
         self.money = self._gateway.config.price(self._model).of(self.usage)
         self._gateway.charge(self._asked.caller, self.usage, self.money)
 

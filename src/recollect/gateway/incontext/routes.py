@@ -47,6 +47,7 @@ class Route:
         tenant: whose cache it is of.
         scope_id: who may rate it.
         used: what the cache needs to learn from the answer.
+        dropped: nothing is to be learned from it.
         entry_id, example_id: under which the answer is stored, and serves as an example.
     """
 
@@ -58,6 +59,7 @@ class Route:
     scope_id: str
     used: Used = field(repr=False)
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+    dropped: bool = False
     entry_id: int | None = None
     example_id: int | None = None
 
@@ -65,7 +67,7 @@ class Route:
 class Routes:
     """The in-context caches of one gateway, from its event loop.
 
-    Raises GatewayError when files of examples cannot be read.
+    Raises GatewayError when files of examples cannot be read, or their folder not made.
     """
 
     def __init__(self, config: GatewayConfig, clock: Clock, board: Board) -> None:
@@ -103,8 +105,11 @@ class Routes:
 
     async def plan(
         self, asked: Asked, protocol: Protocol, load: float, bound: bool
-    ) -> tuple[Route, bytes]:
-        """Choose the model and the examples of a request; the body that goes up.
+    ) -> tuple[Route, list[bytes]]:
+        """Choose the model and the examples of a request.
+
+        The bodies that may go up: the second one, without examples, where those of the first were
+        too much for the model.
 
         Args:
             load: of the strong model's upstream.
@@ -135,7 +140,10 @@ class Routes:
         if len(self._ratable) > _RATABLE:
             self._ratable.popitem(last=False)
         self._board.route(route.model, route.examples, route.tokens)
-        return route, _rewritten(asked, prepared.request)
+        bodies = [_rewritten(asked, prepared.request)]
+        if route.examples:
+            bodies.append(_rewritten(asked, {**asked.document, "model": route.model}))
+        return route, bodies
 
     async def learn(self, route: Route, text: str | None) -> Observed:
         """An answer is there; `text` where it may be shown to others of its scope."""
@@ -157,7 +165,8 @@ class Routes:
         return await self.run(learn)
 
     def drop(self, route: Route) -> None:
-        """There was no answer, so there is nothing to rate."""
+        """There was no answer, or not to what was planned: there is nothing to rate."""
+        route.dropped = True
         self._ratable.pop(route.id, None)
 
     def ratable(self, answer_id: str, caller: Caller) -> Route | None:
@@ -173,6 +182,7 @@ class Routes:
         await self.run(lambda: cache.observe(route.used, quality=quality))
         self._board.rate(route.model, quality)
         good = quality >= cache.manager.policy.success
+        route.dropped = not good
         if not good and route.example_id is not None:
             example_id = route.example_id
             await self.run(lambda: cache.withdraw(example_id))
@@ -193,7 +203,6 @@ class Routes:
     def save(self) -> None:
         """Write every tenant's examples. Raises StoreError."""
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
             for tenant, cache in list(self._caches.items()):
                 cache.save(self._folder / f"{tenant}.npz")
 
@@ -212,7 +221,10 @@ class Routes:
 
     async def close(self) -> None:
         """Finish what is under way and save."""
-        await self.run(self.save)
+        try:
+            await self.run(self.save)
+        except StoreError as error:
+            log.error("%s; what was learned since the last time is lost", error)
         await asyncio.to_thread(self._thread.shutdown)
 
     def _tenant(self, caller: Caller) -> str:
@@ -239,6 +251,10 @@ class Routes:
         )
 
     def _load(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GatewayError(f"examples: cannot make {folder}: {error.strerror}") from error
         for path in sorted(folder.glob("*.npz")):
             cache = self._make(path.stem)
             try:
