@@ -23,7 +23,8 @@ from recollect.diffusion.gates import (
     Offline,
     step_mask,
 )
-from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor
+from recollect.diffusion.guidance import GuidanceCache
+from recollect.diffusion.predictors import Extrapolate, FoCa, Modes, Reuse, Taylor
 from recollect.diffusion.pyramid import Pyramid
 from recollect.diffusion.quantized.denoiser import Quantized
 from recollect.diffusion.repeats import Repeats
@@ -64,7 +65,6 @@ register(
         summary="Reuse attention and MLP outputs for some steps, then compute one.",
         stages={"site": Modules(), "gate": Interval(every=3), "predictor": Reuse()},
         reported="DiT-XL/2, 250 steps, interval 3: 2.80x, FID 2.82 against 2.27",
-        status="experimental",
     ),
     Recipe(
         name="taylorseer",
@@ -89,7 +89,6 @@ register(
         fallback={"site": Hidden(), "predictor": Taylor(order=1)},
         needs=("blocks",),
         reported="3.17x FLUX.1-dev, 2.36x DiT-XL, 4.14x Wan2.1 with small loss",
-        status="experimental",
     ),
     Recipe(
         name="easycache",
@@ -190,7 +189,6 @@ register(
         stages={"predictor": Modes()},
         fallback={"site": Velocity(), "gate": Interval(every=3, warmup=4)},
         reported="about 3.2x on FLUX: LPIPS 0.38 against Taylor's 0.78",
-        status="experimental",
     ),
     Recipe(
         name="foca",
@@ -203,7 +201,6 @@ register(
         stages={"predictor": FoCa()},
         fallback={"site": Velocity(), "gate": Interval(every=4, warmup=3)},
         reported="FLUX 5.50x, HunyuanVideo 6.45x near-lossless",
-        status="experimental",
     ),
     Recipe(
         name="tfmq-tib",
@@ -397,6 +394,25 @@ register(
         stages={"gate": SpectralChange()},
         fallback={"site": Span(), "predictor": Taylor(order=1)},
         needs=("blocks", "images"),
+        reported="no figure taken over",
+        status="experimental",
+    )
+)
+register(
+    Recipe(
+        name="fastercache",
+        title="FasterCache: Training-Free Video Diffusion Model Acceleration with High Quality",
+        authors="Lv et al. 2024",
+        arxiv="2410.19355",
+        area="diffusion",
+        summary="Extrapolate attention outputs, and make one half of guidance from the other.",
+        stages={
+            "site": Modules(feed_forward=False),
+            "gate": Pyramid(spatial=2, temporal=2, cross=1, after=-1.0, before=681.0),
+            "predictor": Extrapolate(),
+            "guidance": GuidanceCache(),
+        },
+        needs=("blocks", "guidance"),
         reported="no figure taken over",
         status="experimental",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class Evaluation:
         every, some: whether all of them are, and whether any is.
         skipped: spans of blocks that are left out.
         flags: which modules are computed, for gates that decide per module.
+        running: samples (B,) that the model is given now, where a companion runs a part of them.
         blame: where an exception came from.
         share: share of a whole evaluation that a companion had computed.
     """
@@ -54,6 +56,7 @@ class Evaluation:
         self.every = self.some = True
         self.skipped: tuple[Range, ...] = ()
         self.flags: tuple[bool, ...] | None = None
+        self.running: torch.Tensor | None = None
         assert branch.ledger is not None
         self.ledger = branch.ledger
         self.modules = TokenWalk(self) if isinstance(self.policy.site, Tokens) else ModuleWalk(self)
@@ -220,6 +223,20 @@ class Evaluation:
             beside(tensor, part, sign, axis) for tensor, part in zip(value, parts, strict=False)
         )
 
+    @property
+    def rows(self) -> int:
+        """Samples that the model is given now."""
+        return self.call.rows if self.running is None else int(self.running.sum())
+
+    @contextmanager
+    def only(self, rows: torch.Tensor) -> Iterator[None]:
+        """The model runs on the samples `rows` (B,) of a batch that is computed."""
+        self.running, self.share = rows, float(rows.float().mean())
+        try:
+            yield
+        finally:
+            self.running = None
+
     # -- what is remembered ----------------------------------------------------------------------
 
     def observe(self, site: str, value: Value, rows: torch.Tensor | None = None) -> None:
@@ -228,6 +245,9 @@ class Evaluation:
         if history is None:
             history = self.branch.histories[site] = History()
         value = tuple(tensor.detach() for tensor in value)
+        if self.running is not None:
+            rows = self.running
+            value = tuple(spread(tensor, rows) for tensor in value)
         rows = self._all if rows is None else rows
         self.policy.predictor.observe(history, value, self._moment, rows)
         for tap in self.session.taps:
@@ -241,6 +261,8 @@ class Evaluation:
         value = self.policy.predictor.predict(history, self._moment)
         if self.policy.corrector is not None:
             value = self.policy.corrector.correct(value, self.step, site)
+        if self.running is not None:
+            value = tuple(tensor[self.running.to(tensor.device)] for tensor in value)
         return value
 
     @cached_property

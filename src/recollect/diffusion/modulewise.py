@@ -58,8 +58,9 @@ class ModuleWalk:
                 evaluation.observe(name, value, rows)
                 value = where_rows(rows, value, evaluation.predict(name))
         elif mute:
+            count = evaluation.rows
             value = tuple(
-                torch.zeros((), dtype=dtype, device=device).expand(shape)
+                torch.zeros((), dtype=dtype, device=device).expand(count, *shape[1:])
                 for shape, dtype, device in evaluation.branch.shapes[name]
             )
         else:

@@ -151,6 +151,36 @@ class Taylor(Predictor):
 
 
 @dataclass(frozen=True)
+class Extrapolate(Predictor):
+    """A fixed part of the latest change on top of the newest value (FasterCache, arXiv:2410.19355).
+
+    Attributes:
+        weight: how much of the change from the value before to the newest is added.
+    """
+
+    weight: float = 0.5
+
+    @property
+    def tensors(self) -> int:
+        return 2
+
+    def observe(
+        self, history: History, value: Value, moment: torch.Tensor, rows: torch.Tensor
+    ) -> None:
+        _note(history, [value, *history.terms[:1]], moment, rows)
+
+    def predict(self, history: History, moment: torch.Tensor) -> Value:
+        if len(history.terms) < 2:
+            return history.terms[0]
+        seen = _usable(history, 1)
+        weight = self.weight * seen
+        return tuple(
+            _weighted(new, [(weight, new.float() - old.float())])
+            for new, old in zip(*history.terms, strict=True)
+        )
+
+
+@dataclass(frozen=True)
 class FoCa(Predictor):
     """Forecast, then calibrate: the mean of a long and a short slope.
 

@@ -210,12 +210,17 @@ class Session:
         if not self.policy.gate.measures:
             return None
         call, branch, compute = getattr(self._last, "evaluation", (None, None, None))
-        if call is None or branch is evaluation.branch or call.rows != evaluation.call.rows:
+        if call is None or branch is evaluation.branch:
             return None
-        together = _same_time(call.time, evaluation.call.time) and same(
-            (call.latent,), (evaluation.call.latent,)
+        return compute if self.together(call, evaluation.call) else None
+
+    def together(self, call: Call, other: Call) -> bool:
+        """Whether two calls are of branches of one step: the same latent at the same time."""
+        return (
+            call.rows == other.rows
+            and _same_time(call.time, other.time)
+            and same((call.latent,), (other.latent,))
         )
-        return compute if together else None
 
     # -- bookkeeping -----------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ class TokenWalk(ModuleWalk):
         rows = run.tokens.gather(1, _across(index, run.tokens))
         fresh, _ = split(evaluation.blame.theirs(run.call(forward), (rows,), {}))
         value = (kept.scatter(1, _across(index, kept), fresh[0]),)
-        if isinstance(evaluation.policy.predictor, Reuse):
+        if isinstance(evaluation.policy.predictor, Reuse) and evaluation.running is None:
             evaluation.branch.histories[name].terms[0] = value
         return value
 
@@ -100,7 +100,9 @@ class TokenWalk(ModuleWalk):
         every = getattr(evaluation.policy.gate, "every", 1)
         grid = grid_of(kept.shape[1], evaluation.call.latent)
         total = importance(score, (age + 1) / every, self._site, grid)
-        if evaluation.branch.paired:  # the halves of guidance are subtracted from each other
+        if (
+            evaluation.branch.paired and evaluation.running is None
+        ):  # the halves of guidance are subtracted from each other
             half = len(total) // 2
             total = (total[:half] + total[half:]).repeat(2, 1)
         index = total.topk(count, dim=1).indices
