@@ -45,14 +45,13 @@ class Rows:
 
     Args:
         most: bytes held at most.
-        codec: `dense`, or `int8` with a scale and a minimum for each last axis.
 
     Attributes:
         nbytes: bytes held.
     """
 
-    def __init__(self, most: int, codec: str) -> None:
-        self.most, self.codec, self.nbytes = most, codec, 0
+    def __init__(self, most: int) -> None:
+        self.most, self.nbytes = most, 0
         self._known: OrderedDict[Key, Row] = OrderedDict()
 
     def find(self, key: Key) -> Row | None:
@@ -62,11 +61,17 @@ class Rows:
             self._known.move_to_end(key)
         return row
 
-    def insert(self, key: Key, value: Value, template: Template) -> Row:
-        """Store a result, unless it is larger than everything may be."""
+    def insert(self, key: Key, value: Value, template: Template, codec: str) -> Row:
+        """Store a result, unless it is larger than everything may be.
+
+        Args:
+            key: its key.
+            value, template: the result.
+            codec: `dense`, or `int8` with a scale and a minimum for each last axis.
+        """
         stored: list[torch.Tensor | Quantized] = []
         for tensor in value:
-            coded = self.codec == "int8" and tensor.is_floating_point() and tensor.ndim
+            coded = codec == "int8" and tensor.is_floating_point() and tensor.ndim
             stored.append(
                 quantize_tokens(tensor, 8, tensor.shape[-1]) if coded else tensor.detach().clone()
             )

@@ -133,7 +133,7 @@ class Table:
         self.hits = self.misses = 0
         self.teacher: Teacher | None = None
         self.lines: dict[str, torch.Tensor] = {}
-        self._rows = Rows(settings.table_bytes, settings.codec)
+        self._rows = Rows(settings.table_bytes)
         self._shelf = Shelf(settings.offload) if settings.offload else None
         self._lock = threading.RLock()
 
@@ -184,7 +184,7 @@ class Table:
             if row is not None:
                 return row.read()
             output = self._run(feature, forward, args, kwargs) if taught is None else taught
-            self._rows.insert(key, *split(output))
+            self._insert(key, *split(output))
             return output
 
     def _by_rows(
@@ -216,7 +216,7 @@ class Table:
                 return self._run(feature, forward, few, named)  # not row by row: left alone
             for place_of, n in enumerate(missing):
                 one = tuple(tensor[place_of] for tensor in value)
-                found[n] = self._rows.insert(keys[n], one, template)
+                found[n] = self._insert(keys[n], one, template)
         known = [row for row in found if row is not None]
         index = torch.as_tensor(place.reshape(-1))
         stacked = [torch.stack(one) for one in zip(*(r.tensors() for r in known), strict=True)]
@@ -229,6 +229,11 @@ class Table:
         self.misses += row is None
         self.hits += row is not None
         return row
+
+    def _insert(self, key: Key, value: Value, template: Template) -> Row:
+        """Store a result; one that was rebuilt keeps the precision it was rebuilt with."""
+        codec = "dense" if key[0] in self.lines else self.settings.codec
+        return self._rows.insert(key, value, template, codec)
 
     # -- weights ---------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ feature takes the one with the lower error (arXiv:2407.19547).
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,16 +26,8 @@ from recollect.diffusion.quantized.pool import Pool
 from recollect.diffusion.tables import Feature, TimeTable, table_of
 from recollect.errors import HostError
 
-
-@dataclass
-class _Heard:
-    """What a float module was given and returned, one entry for each call of the denoiser.
-
-    Attributes:
-        calls: (time, arguments, outputs) of every time it ran, by call of the denoiser.
-    """
-
-    calls: list[list[tuple[float, Any, Any]]] = field(default_factory=list)
+_Heard = list[list[tuple[float, Any, Any]]]
+"""(time, arguments, output) of every time a float module ran, by call of the denoiser."""
 
 
 @torch.no_grad()
@@ -83,12 +74,12 @@ def _listen(model: torch.nn.Module, pool: Pool) -> dict[str, _Heard]:
     """Arguments and outputs of the float model's temporal features."""
     args, kwargs = pool.calls[0]
     seen = watch(model, pool.signature, model.forward, args, kwargs)
-    heard = {name: _Heard() for name, _ in outermost(model, seen)}
+    heard: dict[str, _Heard] = {name: [] for name, _ in outermost(model, seen)}
     now = 0.0
 
     def note(name: str) -> Any:
         def hook(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            heard[name].calls[-1].append((now, (args, kwargs), output))
+            heard[name][-1].append((now, (args, kwargs), output))
 
         return hook
 
@@ -99,7 +90,7 @@ def _listen(model: torch.nn.Module, pool: Pool) -> dict[str, _Heard]:
         for call in pool.read():
             now = scalar(call.time)
             for one in heard.values():
-                one.calls.append([])
+                one.append([])
             model(*call.args, **call.kwargs)
     return heard
 
@@ -110,7 +101,7 @@ def _judge(
     """Mean squared errors of both ways, and the line (2, C) that rebuilds the feature."""
     module, moment = model.get_submodule(name), quantized(model).moment
     own, true = [], []
-    for time, (args, kwargs), output in (one for call in heard.calls for one in call):
+    for time, (args, kwargs), output in (one for call in heard for one in call):
         moment.time = time
         coded = pytree.tree_leaves(module(*args, **kwargs))
         leaves = pytree.tree_leaves(output)
@@ -143,4 +134,4 @@ class _Teacher:
         self.asked[feature.name] = place + 1
         if feature.name not in self.kept:
             return None
-        return self.heard[feature.name].calls[self.number][place][2]
+        return self.heard[feature.name][self.number][place][2]
