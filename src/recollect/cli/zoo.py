@@ -76,7 +76,7 @@ def train(
 ) -> None:
     """Train a model of the zoo from nothing: language models from the standard library's source,
     image models (tiny-dit, tiny-unet) from drawn shapes, tiny-video-dit from moving ones,
-    tiny-policy from scripted demonstrations.
+    tiny-flux-edit from edits of them, tiny-policy from scripted demonstrations.
 
     \b
     Example:
@@ -84,12 +84,14 @@ def train(
     """
     from recollect.zoo import train as training
     from recollect.zoo.control import train as control
+    from recollect.zoo.edits import train as edits
     from recollect.zoo.images import train as images
     from recollect.zoo.videos import train as videos
 
     folder = folder or Path("runs") / name
     shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
-    drawn: Any = next((room for room in (images, videos, control) if name in room.MODELS), None)
+    rooms: tuple[Any, ...] = (images, videos, edits, control)
+    drawn: Any = next((room for room in rooms if name in room.MODELS), None)
     if drawn is not None:
         if minutes is not None:
             raise RecipeError("this model trains for a fixed number of steps; leave out --minutes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from rich.progress import track
 from safetensors.torch import save_file
 
 from recollect.errors import RecipeError, StoreError
-from recollect.zoo.images import edit_judge
-from recollect.zoo.images.edit_judge import EditJudge
-from recollect.zoo.images.editing import (
+from recollect.zoo.edits import classifier
+from recollect.zoo.edits.classifier import EditJudge
+from recollect.zoo.edits.pairs import draw_edits
+from recollect.zoo.edits.sampling import (
     CHANNELS,
     WIDTH,
     Instructions,
@@ -23,12 +25,10 @@ from recollect.zoo.images.editing import (
     pack,
     velocity,
 )
-from recollect.zoo.images.edits import draw_edits
 from recollect.zoo.muon import Muon
 
-NAME = "tiny-flux-edit"
 BATCH = 32
-STEPS = 2500
+STEPS = 2000
 BAR = 0.95
 """Share of uncached edits in which the judge must find what was asked for."""
 CHECKPOINT = 120.0
@@ -53,25 +53,37 @@ def tiny_flux_edit() -> Any:
     )
 
 
+MODELS: dict[str, Callable[[], Any]] = {"tiny-flux-edit": tiny_flux_edit}
+
+
 def train(
-    out: str | Path, steps: int = STEPS, seed: int = 0, progress: bool = True
+    name: str,
+    out: str | Path,
+    steps: int = STEPS,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Train the editing model and its judge on the CPU; save both in `out`.
+    """Train the editing model and its judge; save both in `out`.
 
     Args:
+        name: a model of `MODELS`.
         out: folder for weights, words, judge and card; holds a checkpoint of the averaged weights
             while training goes on.
         steps: updates of 32 edits.
         seed: of weights and data.
+        device: torch device; a CUDA device where there is one, else the CPU.
         progress: show a progress bar.
 
     Returns:
         The card: how the model was trained and what it was measured to do.
 
     Raises:
-        RecipeError: no steps.
+        RecipeError: unknown name, or no steps.
         StoreError: `out` cannot be written to.
     """
+    if name not in MODELS:
+        raise RecipeError(f"unknown editing model '{name}' (there are: {', '.join(MODELS)})")
     if steps < 1:
         raise RecipeError(f"steps is 1 or more, not {steps}")
     folder = Path(out)
@@ -79,20 +91,23 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write to {folder}: {error}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
     torch.manual_seed(seed)
-    model, words = _flow(tiny_flux_edit(), Instructions(), steps, seed, folder, progress)
+    fresh = MODELS[name]().to(device), Instructions().to(device)
+    model, words = (part.cpu() for part in _flow(*fresh, steps, seed, folder, progress))
     _save(model, words, folder)
-    judge = edit_judge.train(seed=seed, progress=progress)
+    judge = classifier.train(seed=seed, progress=progress)
     save_file(judge.state_dict(), folder / "judge.safetensors")
     minutes = (time.monotonic() - started) / 60
     card = {
-        "name": NAME,
+        "name": name,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_on": "edits drawn by recollect.zoo.images.edits",
-        "recipe": {"script": f"recollect zoo train {NAME}", "steps": steps, "seed": seed},
+        "trained_on": "edits drawn by recollect.zoo.edits.pairs",
+        "recipe": {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed},
         "minutes": round(minutes, 1),
-        "measured": measure(model, words, judge),
+        "measured": (measured := measure(model, words, judge)),
+        "bar": {"recognized": BAR, "met": measured["recognized"] >= BAR},
     }
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -109,8 +124,8 @@ def measure(
     error = (pictures.clamp(-1, 1) - edits.before).square() * outside
     error = error.sum((1, 2, 3)) / (3 * outside.sum((1, 2, 3)))
     return {
-        "recognized": float(edit_judge.recognized(judge, pictures, edits).float().mean()),
-        "real_recognized": float(edit_judge.recognized(judge, edits.after, edits).float().mean()),
+        "recognized": float(classifier.recognized(judge, pictures, edits).float().mean()),
+        "real_recognized": float(classifier.recognized(judge, edits.after, edits).float().mean()),
         "background_psnr": float((10 * torch.log10(4 / error)).mean()),
         "samples": count,
         "steps": steps,
@@ -125,15 +140,17 @@ def _flow(
     average: Any = copy.deepcopy(both).eval().requires_grad_(False)
     optimizers = _optimizers(both)
     generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
     saved = time.monotonic()
     model.train()
     for step in track(range(steps), "training", disable=not progress, transient=True):
         edits = draw_edits(BATCH, generator)
-        data = pack(edits.after)
-        start = torch.randn(data.shape, generator=generator)
-        level = torch.sigmoid(torch.randn(BATCH, generator=generator))
+        before, data = pack(edits.before).to(device), pack(edits.after).to(device)
+        start = torch.randn(data.shape, generator=generator).to(device)
+        level = torch.sigmoid(torch.randn(BATCH, generator=generator)).to(device)
         mixed = data + level.view(-1, 1, 1) * (start - data)
-        guess = velocity(model, mixed, pack(edits.before), level, words(edits.instructions))
+        prompt = words(edits.instructions.to(device))
+        guess = velocity(model, mixed, before, level, prompt)
         loss = torch.nn.functional.mse_loss(guess, start - data)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)

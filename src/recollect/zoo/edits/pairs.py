@@ -36,6 +36,7 @@ class Edits:
         region: pixels (B, 1, 16, 16) bool that the edit may change.
         others: class and colour of the shape that stays, (B, 2) int64.
         wanted: class and colour of the edited shape, (B, 2) int64; -1 where any colour will do.
+        drawn: class and colour of the edited shape in `after`, (B, 2) int64.
     """
 
     before: torch.Tensor
@@ -44,6 +45,7 @@ class Edits:
     region: torch.Tensor
     others: torch.Tensor
     wanted: torch.Tensor
+    drawn: torch.Tensor
 
 
 def draw_edits(count: int, generator: torch.Generator) -> Edits:
@@ -93,6 +95,7 @@ def draw_edits(count: int, generator: torch.Generator) -> Edits:
         _box(old_class, *at) | _box(new_class, *at),
         torch.stack([classes[rows, other], families[rows, other]], 1),
         torch.stack([new_class, torch.where(replaced, -1, new_family)], 1),
+        torch.stack([new_class, drawn_family], 1),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from recollect.zoo.images.edits import WORDS
+from recollect.zoo.edits.pairs import WORDS
 from recollect.zoo.images.sampling import scheduler
 
 GRID = 8

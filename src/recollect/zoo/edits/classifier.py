@@ -9,7 +9,7 @@ import torch
 from rich.progress import track
 from safetensors.torch import load_file
 
-from recollect.zoo.images.edits import FAMILIES, Edits, draw_edits
+from recollect.zoo.edits.pairs import FAMILIES, Edits, draw_edits
 from recollect.zoo.images.shapes import CLASSES
 
 BATCH = 128
@@ -41,7 +41,7 @@ def load(folder: str | Path) -> EditJudge:
     return judge.eval()
 
 
-def train(steps: int = 1000, seed: int = 0, progress: bool = True) -> EditJudge:
+def train(steps: int = 1600, seed: int = 0, progress: bool = True) -> EditJudge:
     """Learn from drawn pictures, with noise so that samples are in reach."""
     torch.manual_seed(seed)
     judge = EditJudge()
@@ -50,12 +50,10 @@ def train(steps: int = 1000, seed: int = 0, progress: bool = True) -> EditJudge:
     for step in track(range(steps), "judge", disable=not progress, transient=True):
         edits = draw_edits(BATCH, generator)
         truth = torch.zeros(BATCH, len(CLASSES), len(FAMILIES))
-        # Only where the instruction leaves no choice is the colour of the edited shape known.
-        known = edits.wanted[:, 1] >= 0
-        for shape in (edits.others, edits.wanted.clamp_min(0)):
+        for shape in (edits.others, edits.drawn):
             truth[torch.arange(BATCH), shape[:, 0], shape[:, 1]] = 1
-        pictures, truth = edits.after[known], truth[known]
-        pictures = pictures + 0.05 * torch.randn(pictures.shape, generator=generator)
+        noise = 0.05 * torch.randn(edits.after.shape, generator=generator)
+        pictures = edits.after + noise
         torch.nn.functional.binary_cross_entropy_with_logits(judge(pictures), truth).backward()
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / steps)

@@ -1,0 +1,49 @@
+"""A tiny trained editing model of drawn shapes, and a classifier that judges its edits.
+
+model, instructions = recollect.zoo.edits.load("tiny-flux-edit")  # a FluxTransformer2DModel
+prompt = instructions(recollect.zoo.edits.words("replace the disc square")[None])
+pictures = recollect.zoo.edits.edit(model, pictures, prompt)  # (B, 3, 16, 16) in [-1, 1]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recollect.errors import RecipeError
+from recollect.zoo.edits.pairs import FAMILIES, WORDS, Edits, draw_edits, words
+from recollect.zoo.edits.sampling import Instructions, edit
+from recollect.zoo.images import load_folder
+
+__all__ = [
+    "FAMILIES",
+    "WORDS",
+    "Edits",
+    "Instructions",
+    "draw_edits",
+    "edit",
+    "load",
+    "names",
+    "path",
+    "words",
+]
+
+_FOLDER = Path(__file__).parent / "models"
+
+
+def names() -> tuple[str, ...]:
+    """The models that ship with the package."""
+    return tuple(sorted(card.parent.name for card in _FOLDER.glob("*/card.json")))
+
+
+def path(name: str) -> str:
+    """The folder of a model, as `from_pretrained` wants it. Raises RecipeError."""
+    if name not in names():
+        raise RecipeError(f"unknown editing model '{name}' (there are: {', '.join(names())})")
+    return str(_FOLDER / name)
+
+
+def load(name: str) -> tuple[Any, Instructions]:
+    """The model of that name, ready for inference, and its encoder of instructions."""
+    folder = path(name)
+    return load_folder(folder), Instructions.load(folder)
