@@ -108,7 +108,7 @@ class ExampleManager:
     @property
     def size(self) -> int:
         """Bytes of plain text of all examples."""
-        return sum(self._bytes.values())
+        return sum(list(self._bytes.values()))  # a copy: others may write meanwhile
 
     def add(
         self, example: Example, query_vector: np.ndarray, response_vector: np.ndarray

@@ -84,7 +84,7 @@ class Routes:
             self._load(self._folder)
 
     def __len__(self) -> int:
-        return sum(map(len, self._caches.values()))
+        return sum(map(len, self.caches))
 
     @property
     def caches(self) -> list[InContextCache]:
