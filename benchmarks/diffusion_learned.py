@@ -3,9 +3,10 @@
     python benchmarks/diffusion_learned.py
     python benchmarks/diffusion_learned.py --part images --pictures 8 --json /tmp/images.json
 
-HarmoniCa's shipped mask, ERTACache's stages and the calibrated MagCache and TeaCache on tiny-dit:
-decibels to the uncached picture of the same noise, against uniform and random schedules. BAC on
-tiny-policy: how many episodes still end at the goal, with the share of the modules that run.
+ERTACache's stages, calibrated MagCache and TeaCache, and a router of HarmoniCa (`--router`, made
+by `recollect calibrate-diffusion harmonica --model tiny-dit --steps 20`): decibels to the uncached
+picture of the same noise, against uniform and random schedules. BAC on tiny-policy: how many
+episodes still end at the goal, with the share of the modules that run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import record_each
 from recollect.diffusion.sites import Modules, Span, Transform
 from recollect.evaluate.pictures import psnr
-from recollect.zoo import control, images
+from recollect.zoo import control
 
 STEPS = 20
 Row = dict[str, Any]
@@ -72,9 +73,9 @@ def image_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
         for name, site in (("spans", Span()), ("transform", Transform())):
             judge(f"uniform {every}, {name}",
                   policy("taylorseer", order=0, every=every, warmup=1, site=site))  # fmt: skip
-    shipped = Path(images.path("tiny-dit")) / "recollect" / f"harmonica-{STEPS}.safetensors"
-    judge("harmonica", policy("harmonica", artefact=str(shipped)))
-    judge("random modules", random_mask(load_mask(shipped).artefact.tensors["mask"].bool()))
+    judge("random modules", random_mask(torch.ones(STEPS, 12, dtype=torch.bool), 0.5))
+    if args.router is not None:
+        judge("harmonica", policy("harmonica", artefact=str(args.router)))
     timeline = subject.trajectory.scheduler()
     for threshold in (0.1, 0.2):
         for name, adjust, rectify in (
@@ -97,12 +98,13 @@ def image_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     return rows
 
 
-def random_mask(like: torch.Tensor, seed: int = 0) -> DiffusionPolicy:
-    """As many modules as in another mask (T, M), anywhere after the first step."""
+def random_mask(like: torch.Tensor, share: float, seed: int = 0) -> DiffusionPolicy:
+    """A share of all modules of a mask (T, M), anywhere after the first step."""
     later = like[1:]
+    count = round(share * like.numel()) - like.shape[1]
     chosen = torch.randperm(later.numel(), generator=torch.Generator().manual_seed(seed))
     flat = torch.zeros(later.numel(), dtype=torch.bool)
-    flat[chosen[: int(later.sum())]] = True
+    flat[chosen[:count]] = True
     rows = [[True] * like.shape[1], *flat.view(later.shape).tolist()]
     steps = tuple("".join("1" if bit else "0" for bit in row) for row in rows)
     return DiffusionPolicy(Modules(), ModuleMask(steps=steps), Reuse())
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[2000, 3000])
+    parser.add_argument("--router", type=Path, help="a mask of tiny-dit for 20 Euler steps")
     parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
     default = Path(__file__).resolve().parent / "results" / "diffusion_learned.json"
     parser.add_argument("--json", type=Path, default=default)
@@ -197,7 +200,7 @@ def main() -> None:
         table.add_row(*setting, f"{shares:.0%}", scores, f"{seconds:.1f}")
     Console().print(table)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    given = {k: v for k, v in vars(args).items() if k != "json"}
+    given = {k: v for k, v in vars(args).items() if k not in ("json", "router")}
     report = {**given, "machine": platform.machine(), "versions": versions, "rows": rows}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=1) + "\n")

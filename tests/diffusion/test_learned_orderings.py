@@ -7,7 +7,6 @@ written in docs/diffusion.md instead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import torch
 from recollect.diffusion import DiffusionPolicy, accelerated, ertacache
 from recollect.diffusion.gates import ModuleMask
 from recollect.diffusion.learned import gate_fits
-from recollect.diffusion.masks import load_mask
 from recollect.diffusion.policy import policy
 from recollect.diffusion.sites import Hidden, Modules
 from recollect.evaluate.pictures import psnr
@@ -110,11 +108,3 @@ def test_a_larger_threshold_computes_less_and_is_further_away(judge, recipe):
     low, high = (judge(policy(recipe, threshold=t, **given)) for t in (0.2, 0.4))
     assert high[1] < low[1] < STEPS
     assert all(a > b + 2 for a, b in zip(low[0], high[0], strict=True))
-
-
-def test_the_shipped_router_beats_the_uniform_schedule(judge):
-    shipped = Path(images.path("tiny-dit")) / "recollect" / f"harmonica-{STEPS}.safetensors"
-    learned = policy("harmonica", artefact=str(shipped))
-    assert load_mask(shipped).artefact.tensors["mask"].float().mean() <= 0.5
-    (high, _), (low, _) = judge(learned), judge(policy("fora", every=2, warmup=1))
-    assert all(a > b + 0.5 for a, b in zip(high, low, strict=True))

@@ -53,7 +53,8 @@ class Training:
             learned is then judged by the final images, and the best is kept.
         rate: of AdamW, without decay.
         start: logits to begin with, over the threshold's: of all steps without a `share`, else of
-            those that the uniform schedule computes, and as far under it of the others.
+            those that the uniform schedule computes, and as far under it of the others. Far
+            enough for scores near 0 and 1: in between, a module is mixed, not what it will be.
         threshold: score above which a module is computed.
         bound: logits stay within it on both sides.
         seed: of noise and conditions.
@@ -66,8 +67,8 @@ class Training:
     proxy: Proxy = "single"
     normalize: bool = True
     refresh: int = 10
-    rate: float = 0.05
-    start: float = 1.0
+    rate: float = 0.2
+    start: float = 4.0
     threshold: float = 0.1
     bound: float = 5.0
     seed: int = 0
@@ -267,4 +268,5 @@ def _start(training: Training, steps: int) -> list[float]:
     share = 1.0 if training.share is None else training.share
     # Every 1/share-th step is computed, the first one among them.
     computed = [math.ceil(step * share) < math.ceil((step + 1) * share) for step in range(steps)]
-    return [middle + (training.start if one else -training.start) for one in computed]
+    logits = [middle + (training.start if one else -training.start) for one in computed]
+    return [min(max(logit, -training.bound), training.bound) for logit in logits]
