@@ -63,8 +63,13 @@ def keys_of(request):
     return found
 
 
-def planner(shared=None, **policy):
-    return Planner(Policy(chunk=CHUNK, block=BLOCK, **policy), keys(), Presence(shared))
+def policy(**changes):
+    """Patient, so that a busy machine changes no answer."""
+    return Policy(**{"chunk": CHUNK, "block": BLOCK, "lookup_seconds": 60.0, **changes})
+
+
+def planner(shared=None, **changes):
+    return Planner(policy(**changes), keys(), Presence(shared))
 
 
 def run(plan, request, scheduled=None, local=0):
@@ -78,7 +83,7 @@ def run(plan, request, scheduled=None, local=0):
 
 
 def answer(plan, request, local=0):
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while (found := plan.matched(request, local))[0] is None and time.monotonic() < end:
         time.sleep(0.001)
     return found
@@ -170,10 +175,10 @@ def test_what_others_stored_is_found_and_loaded_in_the_background():
 
 def test_a_lookup_that_takes_too_long_is_a_miss():
     request = Request("a", 150)
-    plan = planner(Shared(keys_of(request), delay=1.0), lookup_seconds=0.02)
+    plan = planner(Shared(keys_of(request), delay=1.0), lookup_seconds=60.0)
     plan.arrived(request)
     assert plan.matched(request, 0) == (None, False)
-    time.sleep(0.03)
+    plan._requests["a"].lookup.started -= 61.0
     assert plan.matched(request, 0) == (0, False)
 
 
@@ -236,7 +241,7 @@ def test_a_prefill_request_ends_with_what_to_expect():
 def test_a_consumer_waits_for_what_was_announced():
     request = Request("a", 150, kv_transfer_params={HANDOFF: 2})
     shared = Shared(keys_of(request)[:1])
-    plan = planner(shared, handoff_seconds=5.0, lookup_seconds=0.0)
+    plan = planner(shared, handoff_seconds=60.0, lookup_seconds=0.0)
     plan.arrived(request)
     time.sleep(0.03)
     assert plan.matched(request, 0) == (None, False)
@@ -283,9 +288,8 @@ class Choosy(Always):
         return min(self.save, len(keys))
 
 
-def choosy(shared=None, policy=None, **wants):
-    made = Policy(chunk=CHUNK, block=BLOCK, **(policy or {}))
-    return Planner(made, keys(), Presence(shared), worth=Choosy(**wants))
+def choosy(shared=None, **wants):
+    return Planner(policy(), keys(), Presence(shared), worth=Choosy(**wants))
 
 
 def test_only_what_is_worth_loading_is_loaded():
@@ -307,6 +311,19 @@ def test_an_entry_that_is_not_loaded_may_be_probed_once():
     answer(plan, request)
     assert plan.orders({}, lambda _: None).probes == [keys_of(request)[1]]
     assert plan.orders({}, lambda _: None).probes == []
+
+
+def test_how_it_is_loaded_follows_from_where_it_is_when_blocks_are_given():
+    """A request may wait long for its blocks, and another one may save its prefix meanwhile."""
+    request = Request("a", 150)
+    plan = planner(Shared(keys_of(request)))
+    plan.arrived(request)
+    assert answer(plan, request) == (128, True)
+    for key in keys_of(request):
+        plan.presence.add(key)
+    assert plan.matched(request, 0) == (128, False)
+    plan.allocated(request, request.blocks, 128)
+    assert not plan.orders({}, lambda _: None).loads[0].later
 
 
 def test_behind_a_chunk_that_is_not_worth_saving_none_is_saved():

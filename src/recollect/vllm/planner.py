@@ -70,8 +70,8 @@ class _Known:
     gave_up: bool = False
     hands_off: bool = False  # another engine waits for all its chunks
     ended: bool = False  # a chunk was not worth saving: those behind it could not be found
-    asked: tuple[int, int] = (-1, -1)  # the last question, and its answer
-    answer: tuple[int, bool] = (0, False)
+    asked: tuple[int, int] = (-1, -1)  # what the last decision was about: tokens from, and to
+    wanted: int = 0  # how many of these to load
 
 
 class Planner:
@@ -137,8 +137,10 @@ class Planner:
         usable = min(present, (request.num_tokens - 1) // self.policy.block * self.policy.block)
         known.local = local
         if known.asked != (local, usable):
-            known.asked, known.answer = (local, usable), self._offer(known, local, usable)
-        return known.answer
+            known.asked, known.wanted = (local, usable), self._worth_loading(known, local, usable)
+        if not known.wanted:
+            return 0, False
+        return known.wanted, self._is_later(known, local, local + known.wanted)
 
     def allocated(self, request: Request, blocks: Sequence[int], external: int) -> None:
         """Blocks were allocated; the `external` tokens after the local ones are to be loaded."""
@@ -227,22 +229,20 @@ class Planner:
         """End the lookups."""
         self.presence.close()
 
-    def _offer(self, known: _Known, local: int, usable: int) -> tuple[int, bool]:
-        """How many of the tokens from `local` to `usable` to load, and whether in background."""
+    def _worth_loading(self, known: _Known, local: int, usable: int) -> int:
+        """How many of the tokens from `local` to `usable` to load."""
         chunk = self.policy.chunk
-        first, last = local // chunk, -(-usable // chunk)
+        chunks = range(local // chunk, -(-usable // chunk))
         if usable <= local:
-            return 0, False
-        tokens = [
-            min(usable, (at + 1) * chunk) - max(local, at * chunk) for at in range(first, last)
-        ]
-        tiers = [self._tier(known, at) for at in range(first, last)]
+            return 0
+        tokens = [min(usable, (at + 1) * chunk) - max(local, at * chunk) for at in chunks]
+        tiers = [self._tier(known, at) for at in chunks]
         count, probe = self.worth.loads(tiers, tokens, known.request.num_tokens, local)
         if probe:
-            self._probes.append(known.keys[first + count])
+            self._probes.append(known.keys[chunks[count]])
         wanted = sum(tokens[:count])
         self.counts["declined_tokens"] += usable - local - wanted
-        return (wanted, self._is_later(known, local, local + wanted)) if wanted else (0, False)
+        return wanted
 
     def _tier(self, known: _Known, at: int) -> str:
         if known.keys[at] in self.presence:

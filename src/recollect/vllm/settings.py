@@ -144,7 +144,7 @@ class Settings:
 
 
 def _by_the_reader(data: memoryview) -> bool:
-    """Entries are frames, whose checksums are verified before a block is touched; that is enough."""
+    """Entries are frames, verified before a block is touched; once is enough."""
     return True
 
 

@@ -22,7 +22,7 @@ class ForwardTimer:
         self._cuda = device.type == "cuda"
         self._start: Any = None
         self._apart = 0.0
-        self._running: deque[tuple[Orders, Any, Any]] = deque()
+        self._running: deque[tuple[Orders, Any, Any, float]] = deque()
 
     def begin(self) -> None:
         """A step begins."""
@@ -36,14 +36,14 @@ class ForwardTimer:
         """The forward that these orders came with was computed, or launched."""
         start, self._start = self._start, None
         if start is not None and orders.tokens:
-            self._running.append((orders, start, self._mark()))
+            self._running.append((orders, start, self._mark(), self._apart))
 
     def take(self) -> list[Forward]:
         """Forwards whose time is known since the last call."""
         known = []
         while self._running and (not self._cuda or self._running[0][2].query()):
-            orders, start, end = self._running.popleft()
-            seconds = start.elapsed_time(end) / 1e3 if self._cuda else end - start - self._apart
+            orders, start, end, apart = self._running.popleft()
+            seconds = start.elapsed_time(end) / 1e3 if self._cuda else end - start - apart
             known.append(Forward(orders.tokens, orders.pairs, seconds))
         return known
 
