@@ -21,14 +21,12 @@ from recollect.zoo.control.task import lessons
 MODELS = {"tiny-policy": PolicyTransformer}
 BATCH = 32
 EPISODES = 1500
-BAR = 0.95
-"""Share of episodes that the uncached policy must end at the goal."""
 
 
 def train(
     name: str,
     out: str | Path,
-    steps: int = 2000,
+    steps: int = 8000,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
@@ -70,7 +68,7 @@ def train(
     model = _learn(steps, seed, progress, start)
     minutes = (time.monotonic() - started) / 60
     model.half().save_pretrained(folder)
-    episodes = 128
+    episodes = 64
     card = {
         "name": name,
         "parameters": sum(p.numel() for p in model.parameters()),
