@@ -65,9 +65,10 @@ class Workshop:
         """Draw the calibration samples."""
         images.sample(self.model, self.labels, self.args.steps, seed=seed)
 
-    def quantizer(self, bits: int, name: str, pool: Pool) -> Quantized:
+    def quantizer(self, bits: int, name: str, pool: Pool, per_step: bool = True) -> Quantized:
         """Integers calibrated on a pool."""
-        return calibrate(str(self.folder / f"{name}-{bits}"), self.model, pool, bits)
+        path = str(self.folder / f"{name}-{bits}")
+        return calibrate(path, self.model, pool, bits, per_step=per_step)
 
     def inside(self, quantizer: Quantized, make: Callable[[], Any]) -> Any:
         """What `make` gives while the model is quantized: its corrections are for that model."""
@@ -77,7 +78,10 @@ class Workshop:
             return make()
 
     def qc(self, bits: int) -> Iterator[Named]:
-        """Q&C and its parts, over modules reused at a fixed interval."""
+        """Q&C and its parts, over modules reused at a fixed interval.
+
+        A few samples do not tell ranges for every timestep: there is one for all, as in the paper.
+        """
         latents, times = self.pool.samples()
         few = self.args.selected
         chosen = {
@@ -88,7 +92,7 @@ class Workshop:
         every = self.args.every
         computed = tuple(range(0, self.args.steps, every))
         for name, rows in chosen.items():
-            integers = self.quantizer(bits, name, self.pool.only(rows))
+            integers = self.quantizer(bits, name, self.pool.only(rows), per_step=False)
             yield f"{name}, no cache", DiffusionPolicy(gate=Interval(every=1),
                                                         companions=(integers,))  # fmt: skip
             base = DiffusionPolicy(Modules(), Interval(every=every), companions=(integers,))
@@ -212,14 +216,14 @@ def measure(
     for bits in args.bits:
         for what, policy in workshop.quantized(bits):
             attached(what, f"W{bits}A8", policy)
+            if what == "quantized":
+                attached("quantized, fewer steps", f"W{bits}A8", policy, fewer)
         if not net:
             for what, policy in workshop.qc(bits):
-                attached(f"Q&C: {what}", f"W{bits}A8", policy)
+                attached(f"Q&C: {args.selected} {what}", f"W{bits}A8", policy)
         for site in sites:
             for what, policy in workshop.cachequant(bits, site):
                 attached(what, f"W{bits}A8", policy)
-        plainly = DiffusionPolicy(gate=Interval(every=1), companions=policy.companions)
-        attached("quantized, fewer steps", f"W{bits}A8", plainly, fewer)
     return rows, workshop.held_out
 
 
@@ -252,7 +256,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=32, help="per set of seeds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000])
     parser.add_argument("--calibration", type=int, default=16, help="pictures to calibrate on")
-    parser.add_argument("--selected", type=int, default=96, help="samples selected for Q&C")
+    parser.add_argument("--selected", type=int, default=24, help="samples selected for Q&C")
     parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
     default = Path(__file__).resolve().parent / "results" / "diffusion_quantized.json"
     parser.add_argument("--json", type=Path, default=default)
@@ -286,7 +290,7 @@ def main() -> None:
         for what, ratio in held_out[name].items():
             print(f"error of reuse left by its correction, {what}, other noise: {ratio:.0%}")
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    varied = ("json", "model", "bits", "busy")
+    varied = ("json", "model", "bits", "busy", "selected")
     given = {k: v for k, v in vars(args).items() if k not in varied}
     settings = {**given, "machine": platform.machine(), "versions": versions}
     rows, held_out = earlier(args.json, settings, rows, held_out)
