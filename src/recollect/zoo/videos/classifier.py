@@ -1,4 +1,4 @@
-"""A small classifier of clips: tells the shape and where it goes, and so judges samples."""
+"""A small classifier of clips: tells the shape and how it moves, and so judges samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from rich.progress import track
 from safetensors.torch import load_file
 
-from recollect.zoo.videos.clips import MOTIONS, SHAPES, draw
+from recollect.zoo.videos.clips import MOTIONS, SHAPES, asked, draw
 
 
 class Classifier(torch.nn.Module):
@@ -27,7 +27,7 @@ class Classifier(torch.nn.Module):
         self.motion = torch.nn.Linear(64, len(MOTIONS))
 
     def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the shapes (B, 4) and of the motions (B, 4) of clips (B, 3, 8, 16, 16)."""
+        """Logits of the shapes (B, 4) and of the motions (B, 2) of clips (B, 3, 8, 16, 16)."""
         for layer in self.layers:
             clips = torch.relu(layer(clips))
         features = clips.mean((2, 3, 4))
@@ -56,7 +56,7 @@ def train(steps: int = 900, seed: int = 0, progress: bool = True) -> Classifier:
     optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(seed)
     for step in track(range(steps), "classifier", disable=not progress, transient=True):
-        shapes, motions = torch.randint(0, 4, (2, 64), generator=generator)
+        shapes, motions = asked(64, generator)
         clips, _ = draw(shapes, motions, generator)
         clips = clips + 0.05 * torch.randn(clips.shape, generator=generator)
         said = judge(clips)

@@ -1,7 +1,7 @@
 """Moving shapes: the data that the video models of the zoo learn.
 
-A shape of a random colour and size crosses a still ground in one of four directions; the caption
-names both, and the ground is what a cache may hope to keep.
+A shape of a random colour and size crosses a still ground, sideways or up and down; the caption
+names shape and motion (not which way), and the ground is what a cache may hope to keep.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import torch
 from recollect.zoo.images.shapes import CLASSES as SHAPES
 from recollect.zoo.images.shapes import SIZE, distances
 
-MOTIONS = ("right", "left", "down", "up")
+MOTIONS = ("sideways", "up and down")
 FRAMES = 8
 _PATCH = 4
-_WAYS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # x to the right, y down
+_WAYS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # x, y
+
+
+def asked(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random shapes and motions to draw, each (B,) int64."""
+    shapes = torch.randint(0, len(SHAPES), (count,), generator=generator)
+    return shapes, torch.randint(0, len(MOTIONS), (count,), generator=generator)
 
 
 def draw(
     shapes: torch.Tensor, motions: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips of `shapes` (B,) moving towards `motions` (B,), both int64.
+    """Clips of `shapes` (B,) moving as `motions` (B,) say, both int64.
 
     Returns:
         The clips (B, 3, 8, 16, 16) float32 in [-1, 1], and how far the shape covers each pixel
@@ -32,7 +38,7 @@ def draw(
         return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
     moment = torch.arange(FRAMES, dtype=torch.float32) - (FRAMES - 1) / 2
-    way = _WAYS[motions] * uniform(0.6, 1.0, 1)
+    way = _WAYS[motions] * uniform(0.6, 1.0, 1) * (uniform(-1, 1, 1) < 0).float().mul(2).sub(1)
     place = uniform(6.5, 9.5, 2)[:, None] + moment.view(1, -1, 1) * way[:, None]  # (B, F, 2)
     place = place.flatten(0, 1)
     radius = uniform(2.5, 4).repeat_interleave(FRAMES)
@@ -72,4 +78,4 @@ def with_places(latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([latents, places.expand(batch, -1, -1, -1, -1)], 1)
 
 
-__all__ = ["FRAMES", "MOTIONS", "SHAPES", "draw", "to_clips", "to_latent", "with_places"]
+__all__ = ["FRAMES", "MOTIONS", "SHAPES", "asked", "draw", "to_clips", "to_latent", "with_places"]

@@ -26,7 +26,7 @@ def sample(
     solver: str = "euler",
     together: bool = False,
 ) -> torch.Tensor:
-    """Clips of `shapes` (B,) moving towards `motions` (B,): (B, 3, 8, 16, 16), about in [-1, 1].
+    """Clips of `shapes` (B,) moving as `motions` (B,) say: (B, 3, 8, 16, 16), about in [-1, 1].
 
     Every clip has its own noise, whatever batch it is drawn in.
 

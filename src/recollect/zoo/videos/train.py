@@ -19,7 +19,7 @@ from recollect.errors import RecipeError, StoreError
 from recollect.zoo.muon import Muon
 from recollect.zoo.videos import classifier as judges
 from recollect.zoo.videos.captions import WIDTH, Captions
-from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, draw, to_latent, with_places
+from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, asked, draw, to_latent, with_places
 from recollect.zoo.videos.sampling import LATENT, sample
 
 BATCH = 16
@@ -177,7 +177,7 @@ class _Run:
     def _loss(self, generator: torch.Generator) -> torch.Tensor:
         model, captions = self.parts
         device = next(model.parameters()).device
-        shapes, motions = torch.randint(0, 4, (2, BATCH), generator=generator)
+        shapes, motions = asked(BATCH, generator)
         data = to_latent(draw(shapes, motions, generator)[0]).to(device)
         noise = torch.randn(data.shape, generator=generator).to(device)
         # Mostly noisy: where a shape goes is settled early, and captions are about that.
