@@ -80,7 +80,8 @@ class Workshop:
     def qc(self, bits: int) -> Iterator[Named]:
         """Q&C and its parts, over modules reused at a fixed interval.
 
-        A few samples do not tell ranges for every timestep: there is one for all, as in the paper.
+        A few samples do not tell ranges for every timestep: there is one for all, as in the paper,
+        unless `--per-step` asks for more.
         """
         latents, times = self.pool.samples()
         few = self.args.selected
@@ -92,7 +93,7 @@ class Workshop:
         every = self.args.every
         computed = tuple(range(0, self.args.steps, every))
         for name, rows in chosen.items():
-            integers = self.quantizer(bits, name, self.pool.only(rows), per_step=False)
+            integers = self.quantizer(bits, name, self.pool.only(rows), self.args.per_step)
             yield f"{name}, no cache", DiffusionPolicy(gate=Interval(every=1),
                                                         companions=(integers,))  # fmt: skip
             base = DiffusionPolicy(Modules(), Interval(every=every), companions=(integers,))
@@ -211,6 +212,7 @@ def measure(
         policy = DiffusionPolicy(site, Interval(every=args.every))
         attached(f"{type(site).__name__}: uniform", "float", policy)
     fewer = -(-args.steps // args.every)
+    ranges = " (per step)" if args.per_step else ""
     attached("fewer steps", "float", DiffusionPolicy(gate=Interval(every=1)), fewer)
     workshop = Workshop(model, args, folder)
     for bits in args.bits:
@@ -220,7 +222,7 @@ def measure(
                 attached("quantized, fewer steps", f"W{bits}A8", policy, fewer)
         if not net:
             for what, policy in workshop.qc(bits):
-                attached(f"Q&C: {args.selected} {what}", f"W{bits}A8", policy)
+                attached(f"Q&C{ranges}: {args.selected} {what}", f"W{bits}A8", policy)
         for site in sites:
             for what, policy in workshop.cachequant(bits, site):
                 attached(what, f"W{bits}A8", policy)
@@ -257,6 +259,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000])
     parser.add_argument("--calibration", type=int, default=16, help="pictures to calibrate on")
     parser.add_argument("--selected", type=int, default=24, help="samples selected for Q&C")
+    parser.add_argument("--per-step", action="store_true", help="Q&C with ranges per timestep")
     parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
     default = Path(__file__).resolve().parent / "results" / "diffusion_quantized.json"
     parser.add_argument("--json", type=Path, default=default)
@@ -290,7 +293,7 @@ def main() -> None:
         for what, ratio in held_out[name].items():
             print(f"error of reuse left by its correction, {what}, other noise: {ratio:.0%}")
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    varied = ("json", "model", "bits", "busy", "selected")
+    varied = ("json", "model", "bits", "busy", "selected", "per_step")
     given = {k: v for k, v in vars(args).items() if k not in varied}
     settings = {**given, "machine": platform.machine(), "versions": versions}
     rows, held_out = earlier(args.json, settings, rows, held_out)
