@@ -58,7 +58,9 @@ def test_state_over_the_limit_is_refused_before_anything_is_computed():
     with (
         accelerated(model, "fora", limit=1000),
         counted(model) as ran,
-        pytest.raises(RecipeError, match=r"would take [\d,]+ bytes per branch, over the limit of 1"),
+        pytest.raises(
+            RecipeError, match=r"would take [\d,]+ bytes per branch, over the limit of 1"
+        ),
     ):
         sample(FLUX, model, 1)
     assert not ran
