@@ -263,6 +263,28 @@ def test_branches_of_guidance_share_the_map_and_keep_banks_of_their_own(model):
     assert torch.allclose(latent, single, atol=1e-3)
 
 
+def test_halves_of_batched_guidance_share_the_map(model):
+    """Two prompts on one picture in one batch: what one of them edits runs for both."""
+    arguments = {n: t if n == "ids" else t.repeat(2, 1, 1)[: 2] if t.ndim == 3 else t.repeat(2, 1)
+                 for n, t in request().items()}  # fmt: skip
+    arguments["text"] = request(2, seed=3)["text"]
+    scheduler = euler(SIGMAS)
+    spec = policy("regione", warmup=2, refresh=3, tail=1, erode=1, dilate=1, similarity=0.0)
+    latent = arguments["noise"]
+    with editing(model, scheduler, spec) as acceleration, torch.no_grad():
+        for time in scheduler.timesteps[:2]:
+            velocity = call(model, latent, arguments, time / 1000)
+            one, two = velocity.chunk(2)
+            step = scheduler.step((one + two) / 2, time, latent[:1], return_dict=False)[0]
+            latent = step.repeat(2, 1, 1)
+        (session,) = acceleration.sessions.values()
+        (branch,) = session.branches
+        found = branch.beside["regione"].map
+    assert torch.equal(found[0], found[1])
+    assert found.any()
+    assert not found.all()
+
+
 @pytest.mark.parametrize("argument", [{"warmup": 0}, {"erode": 2}, {"dilate": 0}, {"tail": -1}])
 def test_wrong_arguments_are_refused(argument):
     with pytest.raises(RecipeError):

@@ -142,6 +142,9 @@ class _Regions:
             policy.erode,
             policy.dilate,
         )
+        evaluation = self.session.evaluation
+        if evaluation is not None and evaluation.branch.paired:  # halves of guidance: one picture
+            found = found | found.roll(len(found) // 2, 0)
         self._last.map = (latent, found)
         return found
 
