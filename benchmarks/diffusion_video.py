@@ -72,8 +72,8 @@ class Studio:
     def __init__(self, count: int, solver: str) -> None:
         self.model, self.captions = videos.load("tiny-video-dit")
         self.judge = classifier.load(videos.path("tiny-video-dit"))
-        pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4))
-        self.shapes, self.motions = pairs.repeat(-(-count // 16), 1)[:count].T
+        pairs = torch.cartesian_prod(torch.arange(4), torch.arange(2))
+        self.shapes, self.motions = pairs.repeat(-(-count // 8), 1)[:count].T
         self.solver = solver
 
     def draw(self, steps: int, seed: int, count: int | None = None) -> torch.Tensor:
