@@ -63,8 +63,9 @@ def test_a_saved_plan_is_read_by_its_model_only(tuned, tmp_path):
 
 def test_files_that_hold_no_plan_are_refused(tmp_path):
     path = tmp_path / "plan.yaml"
-    with pytest.raises(StoreError, match="cannot read"):
-        policy(path)
+    for missing in (path, str(path), tmp_path / "plan"):
+        with pytest.raises(StoreError, match="cannot read"):
+            policy(missing)
     path.write_text("name: something\n")
     with pytest.raises(StoreError, match="holds no policy"):
         policy(path)

@@ -114,7 +114,7 @@ def policy(spec: str | Path | Composition | DiffusionPolicy, **arguments: Any) -
         RecipeError: an unknown name or argument, or recipes of another room.
         StoreError: a file that cannot be read.
     """
-    if isinstance(spec, str | Path) and str(spec).endswith((".yaml", ".yml")):
+    if isinstance(spec, Path) or (isinstance(spec, str) and spec.endswith((".yaml", ".yml"))):
         spec = _saved(Path(spec))
     if isinstance(spec, str) and spec.lstrip().startswith("{"):
         spec = DiffusionPolicy.from_yaml(spec)

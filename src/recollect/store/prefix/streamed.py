@@ -84,6 +84,8 @@ class ArrivingLayer(DynamicLayer):
     def settled(self) -> DynamicLayer:
         """A plain layer with the same tensors."""
         self._arrive()
+        assert self.keys is not None
+        assert self.values is not None
         plain = DynamicLayer()
         plain.lazy_initialization(self.keys, self.values)
         plain.keys, plain.values = self.keys, self.values

@@ -25,7 +25,8 @@ KV = tuple[torch.Tensor, torch.Tensor]
 class Holder(Protocol):
     """What keeps bytes in place: a `Lease`, or anything like one."""
 
-    data: memoryview
+    @property
+    def data(self) -> memoryview: ...
 
     def release(self) -> None: ...
 
