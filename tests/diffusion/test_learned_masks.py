@@ -34,7 +34,7 @@ class ToyBlock(torch.nn.Module):
         self.norm, self.attn, self.timed = torch.nn.Identity(), ToyAttention(), timed
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        change = time.view(-1, 1, 1).cos() if self.timed else torch.ones(len(x), 1, 1)
+        change = time.view(-1, 1, 1) if self.timed else torch.ones(len(x), 1, 1)
         return x + self.attn(self.norm(change.expand(-1, 1, 8)))
 
 
@@ -46,7 +46,7 @@ class Toy(torch.nn.Module):
 
     def forward(self, hidden_states, timestep, return_dict=False):
         for block in self.blocks:
-            hidden_states = block(hidden_states, timestep / 100)
+            hidden_states = block(hidden_states, timestep / 1000)
         return (hidden_states,)
 
 
@@ -57,7 +57,7 @@ def scheduler(steps: int = STEPS):
 
 
 TRAJECTORY = Trajectory(scheduler, (4, 8), lambda count, generator: ({},))
-QUICK = {"trajectories": 30, "batch": 4, "refresh": 10, "rate": 0.3}
+QUICK = {"trajectories": 30, "batch": 4, "refresh": 10, "rate": 0.3, "start": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def run(model, steps: int = STEPS) -> torch.Tensor:
 
 @pytest.mark.parametrize("proxy", ["single", "cumulative"])
 def test_what_does_not_depend_on_time_is_reused_first(toy, proxy):
-    router = train_router(toy, TRAJECTORY, Training(share=0.6, proxy=proxy, **QUICK))
+    router = train_router(toy, TRAJECTORY, Training(share=0.5, proxy=proxy, **QUICK))
     assert router.sites == ("blocks.0.attn", "blocks.1.attn")
-    mask = router.mask(0.6)
-    assert mask.float().mean() == 0.6
-    assert mask.tolist() == [[True, True]] + [[True, False]] * (STEPS - 1)
+    # The scheduler's last step has next to no length: nothing is worth computing there.
+    kept = [[True, False]] * (STEPS - 2)
+    assert router.mask(0.5).tolist() == [[True, True], *kept, [False, False]]
     assert not any(hasattr(module, "_diffusers_hook") for module in toy.modules())
     assert all(weight.requires_grad and weight.grad is None for weight in toy.parameters())
 

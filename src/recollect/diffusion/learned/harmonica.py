@@ -184,7 +184,9 @@ class _Trainer:
             worth.append(-slope)
 
         self.follow(weigh)
-        return float(torch.cat(worth).quantile(1 - share).clamp_min(1e-12))
+        values = torch.cat(worth)
+        # Where many modules are worth nothing at all, the price must still be one.
+        return max(float(values.quantile(1 - share)), 0.01 * float(values.mean()), 1e-12)
 
     def follow(self, update: _Update) -> float:
         """Go along one trajectory of the student, updating at every step: the mean error."""
