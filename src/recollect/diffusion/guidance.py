@@ -188,8 +188,8 @@ class _Guidance:
         if leader is not None and not self._together(leader, evaluation):
             leader = None
         bands = branch.beside.get(_NOTES)
-        known = leader is not None and bands is not None and bands.source is leader.branch
-        if known and self.cache.skips(evaluation.step):
+        saves = self.cache.skips(evaluation.step)
+        if saves and leader is not None and bands is not None and bands.source is leader.branch:
             bands.grow(self.cache, evaluation.step)
             evaluation.share = 0.0
             return bands.template.fill(bands.added_to(leader.value))
