@@ -40,7 +40,7 @@ from drawing import Loop, draw, interference  # noqa: E402
 from make_env import python_of  # noqa: E402
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated  # noqa: E402
-from recollect.diffusion.planner import plan, record  # noqa: E402
+from recollect.diffusion.planner import plans, record  # noqa: E402
 from recollect.diffusion.policy import policy  # noqa: E402
 from recollect.diffusion.predictors import Taylor  # noqa: E402
 from recollect.diffusion.profiles import record_each  # noqa: E402
@@ -61,10 +61,10 @@ def ours(model: Any, steps: int, solver: str) -> Iterator[tuple[str, DiffusionPo
     for site in (Velocity(), Hidden()):
         profile = record(model, run, site)
         for predictor in (Taylor(1), Taylor(1, "logit_sigma"), Taylor(2, "logit_sigma")):
-            for budget in range(max(4, steps // 8), steps, max(1, steps // 30)):
-                chosen = plan(profile, predictor, budget).policy
-                name = f"planned {type(site).__name__}, order {predictor.order}, {predictor.clock}"
-                yield f"{name}, {budget} steps", chosen
+            budgets = range(max(4, steps // 8), steps, max(1, steps // 30))
+            name = f"planned {type(site).__name__}, order {predictor.order}, {predictor.clock}"
+            for budget, made in plans(profile, predictor, budgets).items():
+                yield f"{name}, {budget} steps", made.policy
     for threshold in (0.03, 0.05, 0.1, 0.15, 0.2):
         easy = policy("easycache + taylorseer", threshold=threshold, warmup=3, longest=4)
         yield f"easycache + taylorseer {threshold}", easy

@@ -10,7 +10,7 @@ from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.clock import Step
-from recollect.diffusion.planner import Profile, plan, planned_error, record
+from recollect.diffusion.planner import Profile, plan, planned_error, plans, record
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor
 from recollect.diffusion.sites import Hidden, Modules, Span, Velocity
@@ -49,7 +49,9 @@ def test_the_plan_is_as_good_as_the_best_of_all_schedules(predictor):
 
 def test_a_larger_budget_is_never_worse():
     given = profile(torch.linspace(0, 3, 9).sin().tolist())
-    errors = [plan(given, Taylor(1), budget).error for budget in range(1, 10)]
+    found = plans(given, Taylor(1), range(1, 10))
+    errors = [found[budget].error for budget in range(1, 10)]
+    assert found == {budget: plan(given, Taylor(1), budget) for budget in range(1, 10)}
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from recollect.diffusion.profiles import Profile, record
 from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
-__all__ = ["Plan", "Profile", "groups", "partition", "plan", "planned_error", "record"]
+__all__ = ["Plan", "Profile", "groups", "partition", "plan", "planned_error", "plans", "record"]
 
 
 @dataclass(frozen=True)
@@ -39,44 +39,67 @@ class Plan:
 
 
 def plan(profile: Profile, predictor: Predictor, budget: int, warmup: int = 1) -> Plan:
-    """The best `budget` steps to compute: a dynamic programme over the latest computed ones.
+    """The best `budget` steps to compute; see `plans`."""
+    return plans(profile, predictor, (budget,), warmup)[budget]
+
+
+def plans(
+    profile: Profile, predictor: Predictor, budgets: Iterable[int], warmup: int = 1
+) -> dict[int, Plan]:
+    """The best steps to compute for each budget: a dynamic programme over the latest computed ones.
 
     The state is as many computed steps as the predictor remembers, so the result is optimal for
-    the recorded values: one for reuse, two for a line, three for a parabola.
+    the recorded values: one for reuse, two for a line, three for a parabola. A larger budget goes
+    on from the states of smaller ones, so that many cost little more than the largest.
 
     Args:
         profile: recorded values.
-        predictor: the one that will run under the schedule.
-        budget: steps to compute, the first ones included.
+        predictor: the one that will run under the schedules.
+        budgets: numbers of steps to compute, the first ones included.
         warmup: first steps that are always computed.
 
     Raises:
         RecipeError: an impossible budget, or a predictor that remembers too much to plan for.
     """
-    total = len(profile.steps)
+    total, wanted = len(profile.steps), sorted(set(budgets))
     warmup = max(1, warmup)
-    if not warmup <= budget <= total:
-        raise RecipeError(f"the budget is between {warmup} and {total} steps, not {budget}")
+    for budget in wanted:
+        if not warmup <= budget <= total:
+            raise RecipeError(f"the budget is between {warmup} and {total} steps, not {budget}")
     memory = _memory(predictor)
     cost = _Costs(profile, predictor)
     start = tuple(range(warmup))
     # (latest computed steps) -> (cost so far, all computed steps), for a growing number of steps
     states: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {start[-memory:]: (0.0, start)}
-    for _ in range(budget - warmup):
-        grown: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
-        for latest, (spent, steps) in states.items():
-            for step in range(latest[-1] + 1, total):
-                price = spent + cost.between(latest, step)
-                key = (*latest, step)[-memory:]
-                if key not in grown or price < grown[key][0]:
-                    grown[key] = (price, (*steps, step))
-        states = grown
-    finished = [
-        (spent + cost.between(latest, total), steps) for latest, (spent, steps) in states.items()
-    ]
-    error, computed = min(finished)
-    mask = Mask(steps=tuple(i in computed for i in range(total)))
-    return Plan(DiffusionPolicy(profile.site, mask, predictor), error, computed)
+    found: dict[int, Plan] = {}
+    for count in range(warmup, wanted[-1] + 1 if wanted else 0):
+        if count > warmup:
+            states = _longer(states, cost, total, memory)
+        if count in wanted:
+            error, computed = min(
+                (spent + cost.between(latest, total), steps)
+                for latest, (spent, steps) in states.items()
+            )
+            mask = Mask(steps=tuple(i in computed for i in range(total)))
+            found[count] = Plan(DiffusionPolicy(profile.site, mask, predictor), error, computed)
+    return found
+
+
+def _longer(
+    states: dict[tuple[int, ...], tuple[float, tuple[int, ...]]],
+    cost: _Costs,
+    total: int,
+    memory: int,
+) -> dict[tuple[int, ...], tuple[float, tuple[int, ...]]]:
+    """The best way to every state with one more computed step."""
+    grown: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
+    for latest, (spent, steps) in states.items():
+        for step in range(latest[-1] + 1, total):
+            price = spent + cost.between(latest, step)
+            key = (*latest, step)[-memory:]
+            if key not in grown or price < grown[key][0]:
+                grown[key] = (price, (*steps, step))
+    return grown
 
 
 def planned_error(profile: Profile, predictor: Predictor, computed: tuple[int, ...]) -> float:
@@ -156,31 +179,32 @@ class _Costs:
 
     def __init__(self, profile: Profile, predictor: Predictor) -> None:
         self.profile, self.predictor = profile, predictor
-        self._known: dict[tuple[tuple[int, ...], int], float] = {}
+        self._sums: dict[tuple[int, ...], list[float]] = {}
         sigmas = [step.sigma for step in profile.steps]
         ends = [*sigmas[1:], 0.0 if sigmas[0] > sigmas[-1] else 1.0]
         self._lengths = [(a - b) ** 2 for a, b in zip(sigmas, ends, strict=True)]
 
     def between(self, latest: tuple[int, ...], until: int) -> float:
         """Summed error of the steps after `latest[-1]` and before `until`."""
-        return sum(self._one(latest, step) for step in range(latest[-1] + 1, until))
+        if latest not in self._sums:
+            errors = self._errors_after(latest)
+            self._sums[latest] = list(itertools.accumulate(errors, initial=0.0))
+        return self._sums[latest][until - latest[-1] - 1]
 
-    def _one(self, latest: tuple[int, ...], step: int) -> float:
-        key = (latest, step)
-        if key not in self._known:
-            history = History()
-            for seen in latest:
-                self.predictor.observe(
-                    history, self.profile.values[seen], self._moment(seen), self._all
-                )
+    def _errors_after(self, latest: tuple[int, ...]) -> Iterator[float]:
+        """The error of every later step if none of them were computed."""
+        history = History()
+        for seen in latest:
+            self.predictor.observe(
+                history, self.profile.values[seen], self._moment(seen), self._all
+            )
+        for step in range(latest[-1] + 1, len(self.profile.steps)):
             guess = self.predictor.predict(history, self._moment(step))
-            truth = self.profile.values[step]
             error = sum(
                 float((g.float() - t.float()).square().mean())
-                for g, t in zip(guess, truth, strict=True)
+                for g, t in zip(guess, self.profile.values[step], strict=True)
             )
-            self._known[key] = error * self._lengths[step]
-        return self._known[key]
+            yield error * self._lengths[step]
 
     def _moment(self, step: int) -> torch.Tensor:
         on = self.profile.steps[step].on(self.predictor.scale)

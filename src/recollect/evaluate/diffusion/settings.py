@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recollect.diffusion import DiffusionPolicy
-from recollect.diffusion.planner import plan, record
+from recollect.diffusion.planner import plans, record
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import Reuse, Taylor
 from recollect.errors import RecipeError
@@ -71,10 +71,9 @@ def settings(
     for name in wanted:
         if name.startswith("planned"):
             forecast = Reuse() if name == "planned reuse" else Taylor(order=1)
-            for budget in sorted({max(3, round(share * steps)) for share in SHARES}):
-                yield Setting(
-                    name, f"{name}, {budget} steps", plan(profile, forecast, budget).policy
-                )
+            budgets = {max(3, round(share * steps)) for share in SHARES}
+            for budget, made in plans(profile, forecast, budgets).items():
+                yield Setting(name, f"{name}, {budget} steps", made.policy)
         elif name == "reuse":
             for every in (2, 3, 4, 6):
                 chosen = policy("taylorseer", order=0, every=every, warmup=1)
