@@ -1,6 +1,8 @@
 """Recipes: found by name, composed with `+`, refused in words."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -69,3 +71,13 @@ def test_unreadable_compositions_are_refused(text):
 
 def test_defaults_list_every_argument():
     assert find("kivi").defaults == {"bits": 4, "value_bits": None, "group": 32, "recent": 128}
+
+
+def test_recipes_are_listed_without_any_host():
+    code = (
+        "import sys, recollect\n"
+        "assert recollect.recipes()\n"
+        "print([name for name in ('diffusers', 'vllm', 'redis') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -16,8 +16,6 @@ import torch
 from recollect.diffusion.artefacts import Artefact
 from recollect.diffusion.attention.maps import AttentionMap
 from recollect.diffusion.companions import Companion
-from recollect.diffusion.host.attention import Attending, AttentionHook, Layout, attentions
-from recollect.diffusion.host.blocks import find_blocks
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
@@ -54,6 +52,9 @@ class FocalGuidance(Companion):
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
 
     def install(self, model: torch.nn.Module, session: Session, installed: Installed) -> None:
+
+        from recollect.diffusion.host.attention import AttentionHook, Layout, attentions
+        from recollect.diffusion.host.blocks import find_blocks
 
         blocks = [f"{block.name}." for block in find_blocks(model)]
         sources, weak = self._chosen(model, len(blocks))

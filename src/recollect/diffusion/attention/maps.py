@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import torch
 
 from recollect.diffusion.companions import Companion
-from recollect.diffusion.host.attention import Attending, AttentionHook, Layout, attentions
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
@@ -75,6 +74,8 @@ class AttentionMaps(Companion):
             raise RecipeError(f"keys is visual, text or all, not '{self.keys}'")
 
     def install(self, model: torch.nn.Module, session: Session, installed: Installed) -> None:
+
+        from recollect.diffusion.host.attention import AttentionHook, Layout, attentions
 
         found = attentions(model)
         if not found:
