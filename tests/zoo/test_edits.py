@@ -58,16 +58,15 @@ def test_tokens_are_packed_as_kontext_packs_them():
     assert torch.equal(sampling.unpack(tokens), pictures)
 
 
-def test_the_model_ships_small_and_keeps_what_it_should(loaded, judge):
-    """Its card says whether the bar is met; what is outside the region stays either way."""
+def test_the_model_ships_small_edits_and_keeps_the_rest(loaded, judge):
     folder = Path(edits.path(NAME))
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 8 * 2**20
     card = json.loads((folder / "card.json").read_text())
-    assert card["bar"]["met"] == (card["measured"]["recognized"] >= train.BAR)
-    assert card["measured"]["background_psnr"] >= 35
+    assert card["measured"]["recognized"] >= train.BAR
+    assert card["measured"]["background_psnr"] >= 40
     measured = train.measure(loaded[0], loaded[1], judge, count=24, steps=10)
-    assert measured["recognized"] >= 0.6
-    assert measured["background_psnr"] >= 35
+    assert measured["recognized"] >= 0.8
+    assert measured["background_psnr"] >= 40
 
 
 def test_a_short_training_leaves_a_model_that_loads(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from recollect.zoo.edits.sampling import (
 from recollect.zoo.muon import Muon
 
 BATCH = 32
-STEPS = 2000
+STEPS = 3500
 BAR = 0.95
 """Share of uncached edits in which the judge must find what was asked for."""
 CHECKPOINT = 120.0
