@@ -155,7 +155,8 @@ def _magcache(
         made = magcache(
             subject.model, lambda: subject.draw(samples, seed), _threshold(options, 0.1)
         )
-    return _write(path, made, {"ratios": made.gate.ratios})
+    gate: Any = made.gate
+    return _write(path, made, {"ratios": gate.ratios})
 
 
 def _teacache(
@@ -168,7 +169,7 @@ def _teacache(
             subject.model, lambda: subject.draw(samples, seed), _threshold(options, 0.15),
             options["degree"],
         )  # fmt: skip
-    gate = made.gate
+    gate: Any = made.gate
     return _write(path, made, {"polynomial": gate.polynomial, "calibrated": gate.calibrated})
 
 

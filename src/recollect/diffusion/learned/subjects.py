@@ -46,7 +46,7 @@ class ImageSubject(Subject):
     def trajectory(self) -> Trajectory:
         from recollect.zoo.images import sampling
 
-        config = self.model.config
+        config: Any = self.model.config
         size = config.sample_size
         return Trajectory(
             lambda: sampling.scheduler(self.solver, self.steps),
