@@ -15,7 +15,7 @@ from recollect.errors import HostError, RecipeError, StoreError
 from recollect.evaluate.diffusion.frontier import FEWER, UNCACHED, load, run, save
 from recollect.evaluate.diffusion.page import page, write_page
 from recollect.evaluate.diffusion.painters import Painter, ZooPainter, painter
-from recollect.evaluate.diffusion.settings import KNOBS
+from recollect.evaluate.diffusion.settings import NAMES, settings
 
 STEPS = 6
 ABOUT = {"model": "tiny-dit", "pictures": 2, "command": "recollect …", "versions": {"torch": "2"}}
@@ -108,9 +108,15 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         painter(str(tmp_path))
     with pytest.raises(HostError, match="cannot load a pipeline"):
         painter(str(tmp_path), ("a lighthouse",))
-    with pytest.raises(RecipeError, match="no range of settings is known for 'scm'"):
-        list(run(ZooPainter("tiny-dit"), (2,), ("euler",), 1, recipes=("scm",)))
-    assert "scm" not in KNOBS
+    with pytest.raises(RecipeError, match="no range of settings is known for 'bac'"):
+        list(run(ZooPainter("tiny-dit"), (2,), ("euler",), 1, recipes=("bac",)))
+
+
+def test_every_setting_is_one_of_a_recipe():
+    draws = ZooPainter("tiny-dit")
+    found = list(settings(draws.target, lambda: draws.draw(STEPS, "euler", 9, 1), STEPS))
+    assert {setting.recipe for setting in found} == set(NAMES)
+    assert len({setting.name for setting in found}) == len(found)
 
 
 def test_the_commands_write_what_they_say(tmp_path):

@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from recollect.diffusion import DiffusionPolicy
+from recollect.diffusion.attach import denoisers
+from recollect.diffusion.gates import step_mask
+from recollect.diffusion.learned import gate_fits
 from recollect.diffusion.planner import plans, record
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import Reuse, Taylor
@@ -27,7 +32,21 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "delta-dit": ("every", (2, 3), {}),
     "foca": ("every", (2, 3, 4), {"warmup": 2}),
     "dmd": ("every", (2, 3, 4), {}),
+    "pab": ("spatial", (2, 4, 6), {}),
+    "toca": ("every", (2, 3, 4), {}),
+    "seacache": ("threshold", (0.1, 0.25, 0.5), {}),
+    "fastercache": ("renew", (3, 5), {}),
 }
+# Compute and reuse bins of cache-dit's presets, stretched to the number of steps.
+_MASKS = {
+    "slow": ([8, 3, 3, 2, 1, 1], [1, 2, 2, 2, 3]),
+    "medium": ([6, 2, 2, 2, 2, 1], [1, 3, 3, 3, 3]),
+    "fast": ([6, 1, 1, 1, 1, 1], [1, 3, 4, 5, 4]),
+    "ultra": ([4, 1, 1, 1, 1], [2, 5, 6, 7]),
+}
+_PLANNED = ("planned", "planned reuse")
+_CALIBRATED = ("magcache", "teacache fitted")
+NAMES = (*_PLANNED, "reuse", *KNOBS, "scm", *_CALIBRATED)
 
 
 @dataclass(frozen=True)
@@ -54,22 +73,22 @@ def settings(
         target: pipeline or denoiser.
         run: draws calibration pictures, with noise that is not judged later.
         steps: denoising steps.
-        recipes: only these; all by default. `planned` and `planned reuse` are among them.
+        recipes: of `NAMES`; all by default.
 
     Raises:
-        RecipeError: a recipe that needs more than a knob.
+        RecipeError: a recipe that is not among them.
+        HostError: a recipe that is calibrated here, on a model that it does not fit.
     """
-    wanted = recipes or ("planned", "planned reuse", "reuse", *KNOBS)
-    unknown = [name for name in wanted if name not in ("planned", "planned reuse", "reuse", *KNOBS)]
-    if unknown:
-        raise RecipeError(
-            f"no range of settings is known for '{unknown[0]}' "
-            f"(there are: planned, planned reuse, reuse, {', '.join(KNOBS)})"
-        )
-    if {"planned", "planned reuse"} & set(wanted):
+    wanted = recipes or NAMES
+    for name in wanted:
+        if name not in NAMES:
+            raise RecipeError(
+                f"no range of settings is known for '{name}' (there are: {', '.join(NAMES)})"
+            )
+    if set(_PLANNED) & set(wanted):
         profile = record(target, run)
     for name in wanted:
-        if name.startswith("planned"):
+        if name in _PLANNED:
             forecast = Reuse() if name == "planned reuse" else Taylor(order=1)
             budgets = {max(3, round(share * steps)) for share in SHARES}
             for budget, made in plans(profile, forecast, budgets).items():
@@ -78,7 +97,20 @@ def settings(
             for every in (2, 3, 4, 6):
                 chosen = policy("taylorseer", order=0, every=every, warmup=1)
                 yield Setting(name, f"reuse every {every}", chosen)
+        elif name == "scm":
+            for preset, (computed, reused) in _MASKS.items():
+                chosen = policy("scm", steps=step_mask(computed, reused, steps))
+                yield Setting(name, f"scm {preset}", chosen)
+        elif name in _CALIBRATED:
+            yield from _calibrated(name, next(iter(denoisers(target).values())), run)
         else:
             knob, values, more = KNOBS[name]
             for value in values:
                 yield Setting(name, f"{name} {value}", policy(name, **{knob: value, **more}))
+
+
+def _calibrated(name: str, model: torch.nn.Module, run: Callable[[], Any]) -> Iterator[Setting]:
+    """Gates with what they learn from the calibration pictures, over their threshold."""
+    first = gate_fits.magcache(model, run) if name == "magcache" else gate_fits.teacache(model, run)
+    for threshold in (0.06, 0.12, 0.24) if name == "magcache" else (0.05, 0.1, 0.2):
+        yield Setting(name, f"{name} {threshold}", policy(first, threshold=threshold))
