@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from recollect.errors import RecipeError, StoreError
+from recollect.errors import RecipeError
 from recollect.zoo.control import load_folder
 from recollect.zoo.control.model import PolicyTransformer
 from recollect.zoo.control.rollouts import STEPS, scheduler, success
 from recollect.zoo.control.task import lessons
+from recollect.zoo.training import begin, descend, follow
 
 MODELS = {"tiny-policy": PolicyTransformer}
 BATCH = 32
@@ -50,17 +51,9 @@ def train(
         RecipeError: unknown name, or no steps.
         StoreError: `out` cannot be written to.
     """
-    if name not in MODELS:
-        raise RecipeError(f"unknown control model '{name}' (there are: {', '.join(MODELS)})")
     if device not in (None, "cpu"):
         raise RecipeError(f"{name} trains on the cpu, not on {device}")
-    if steps < 1:
-        raise RecipeError(f"steps is 1 or more, not {steps}")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error}") from error
+    folder = begin("control", name, MODELS, steps, out)
     started = time.monotonic()
     recipe: dict[str, Any] = {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed}
     if start is not None:
@@ -95,7 +88,9 @@ def _learn(
     levels = scheduler().alphas_cumprod
     model = PolicyTransformer() if start is None else load_folder(start).train()
     average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": model.parameters(), "peak": 2e-3}], weight_decay=1e-3, fused=True
+    )
     for step in track(range(steps), "training", disable=not progress, transient=True):
         rows = torch.randint(0, len(seen), (BATCH,), generator=generator)
         times = torch.randint(0, STEPS, (BATCH,), generator=generator)
@@ -104,13 +99,7 @@ def _learn(
         mixed = level.sqrt() * plans[rows] + (1 - level).sqrt() * noise
         guess = model(mixed, times, seen[rows], return_dict=False)[0]
         torch.nn.functional.mse_loss(guess, plans[rows]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(0.999, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        descend(model.parameters(), [optimizer], rate)
+        follow(average, model, step, most=0.999)
     return average

@@ -13,7 +13,6 @@ import torch
 from rich.progress import track
 from safetensors.torch import save_file
 
-from recollect.errors import RecipeError, StoreError
 from recollect.zoo.edits import classifier
 from recollect.zoo.edits.classifier import EditJudge
 from recollect.zoo.edits.pairs import draw_edits
@@ -26,6 +25,7 @@ from recollect.zoo.edits.sampling import (
     velocity,
 )
 from recollect.zoo.muon import Muon
+from recollect.zoo.training import begin, descend, device_or_default, follow
 
 BATCH = 32
 STEPS = 3500
@@ -82,16 +82,8 @@ def train(
         RecipeError: unknown name, or no steps.
         StoreError: `out` cannot be written to.
     """
-    if name not in MODELS:
-        raise RecipeError(f"unknown editing model '{name}' (there are: {', '.join(MODELS)})")
-    if steps < 1:
-        raise RecipeError(f"steps is 1 or more, not {steps}")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = begin("editing", name, MODELS, steps, out)
+    device = device_or_default(device)
     started = time.monotonic()
     torch.manual_seed(seed)
     fresh = MODELS[name]().to(device), Instructions().to(device)
@@ -153,17 +145,9 @@ def _flow(
         guess = velocity(model, mixed, before, level, prompt)
         loss = torch.nn.functional.mse_loss(guess, start - data)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         rate = min(1.0, (step + 1) / _WARMUP) * (1 - step / steps)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        decay = min(0.99, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), both.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
+        descend(both.parameters(), optimizers, rate)
+        follow(average, both, step)
         if time.monotonic() - saved > CHECKPOINT:
             _save(average[0], average[1], folder)
             saved = time.monotonic()

@@ -14,10 +14,10 @@ import torch
 from rich.progress import track
 from safetensors.torch import save_file
 
-from recollect.errors import RecipeError, StoreError
 from recollect.zoo.images import classifier as judges
 from recollect.zoo.images.sampling import sample
 from recollect.zoo.images.shapes import CLASSES, draw, to_latent
+from recollect.zoo.training import begin, descend, device_or_default, follow
 
 BATCH = 64
 NULL = 0.1  # share of the training pictures without a class, for guidance
@@ -89,17 +89,9 @@ def train(
         RecipeError: unknown name, or no steps.
         StoreError: `out` cannot be written to.
     """
-    if name not in MODELS:
-        raise RecipeError(f"unknown image model '{name}' (there are: {', '.join(MODELS)})")
-    steps = STEPS[name] if steps is None else steps
-    if steps < 1:
-        raise RecipeError(f"steps is 1 or more, not {steps}")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    steps = STEPS.get(name, 1) if steps is None else steps
+    folder = begin("image", name, MODELS, steps, out)
+    device = device_or_default(device)
     started = time.monotonic()
     judge = judges.train(seed=seed, progress=progress)
     torch.manual_seed(seed)
@@ -136,7 +128,7 @@ def _flow(model: Any, steps: int, seed: int, progress: bool) -> Any:
     """Rectified flow: learn noise - data at a random noise level. Returns the averaged weights."""
     device = next(model.parameters()).device
     average = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW([{"params": model.parameters(), "peak": 2e-3}], weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for step in track(range(steps), "training", disable=not progress, transient=True):
@@ -150,14 +142,7 @@ def _flow(model: Any, steps: int, seed: int, progress: bool) -> Any:
         guess = model(mixed, 1000 * level, class_labels=labels, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(guess, noise - data)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         rate = min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(0.99, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(new, 1 - decay)
+        descend(model.parameters(), [optimizer], rate)
+        follow(average, model, step)
     return average

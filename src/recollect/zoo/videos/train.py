@@ -15,8 +15,9 @@ import torch
 from rich.progress import track
 from safetensors.torch import save_file
 
-from recollect.errors import RecipeError, StoreError
+from recollect.errors import StoreError
 from recollect.zoo.muon import Muon
+from recollect.zoo.training import begin, descend, device_or_default, follow
 from recollect.zoo.videos import classifier as judges
 from recollect.zoo.videos.captions import WIDTH, Captions
 from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, asked, draw, to_latent, with_places
@@ -81,16 +82,8 @@ def train(
         RecipeError: unknown name, or no steps.
         StoreError: `out` cannot be written to, or holds a checkpoint of something else.
     """
-    if name not in MODELS:
-        raise RecipeError(f"unknown video model '{name}' (there are: {', '.join(MODELS)})")
-    if steps < 1:
-        raise RecipeError(f"steps is 1 or more, not {steps}")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error}") from error
-    run = _Run(name, folder, seed, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = begin("video", name, MODELS, steps, out)
+    run = _Run(name, folder, seed, device_or_default(device))
     run.restore()
     run.train(steps, progress)
     trained = (folder / "classifier.safetensors").exists()  # by a training that was stopped
@@ -154,18 +147,9 @@ class _Run:
         left = range(self.step, steps)
         for step in track(left, "training", disable=not progress, transient=True):
             self._loss(generator).backward()
-            torch.nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
             rate = min(1.0, (step + 1) / _WARMUP, (steps - step) / (_DECAY * steps))
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * rate
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            decay = min(0.995, (step + 1) / (step + 10))
-            with torch.no_grad():
-                pairs = zip(self.average.parameters(), self.parts.parameters(), strict=True)
-                for kept, new in pairs:
-                    kept.lerp_(new, 1 - decay)
+            descend(self.parts.parameters(), self.optimizers, rate)
+            follow(self.average, self.parts, step, most=0.995)
             self.step = step + 1
             now = time.monotonic()
             self.seconds, before = self.seconds + now - before, now
