@@ -8,7 +8,7 @@ One trained model (tiny-dit of the zoo), the same noise and solver for all: diff
 FirstBlockCache, TaylorSeer, MagCache, PAB and FasterCache, and cache-dit's DBCache with and without
 its TaylorSeer and its step masks, each over the range of its parameters. Floating-point operations
 are counted as they run. Every peer setting is compared with the best of ours that computes no more.
-The last table interleaves two requests and abandons one: are the pictures those of solo runs?
+The first table interleaves two requests and abandons one: are the pictures those of solo runs?
 """
 
 from __future__ import annotations
@@ -278,28 +278,35 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=default)
     args = parser.parse_args()
     console = Console(width=140)
-    rows, comparisons = [], []
-    for steps in args.steps:
-        for solver in args.solver:
-            found = run(args, steps, solver)
-            compared = compare(found)
-            show(console, found, compared)
-            rows += found
-            comparisons += [{"steps": steps, "solver": solver, **c} for c in compared]
-    disturbed = disturbances(args)
+    report: dict[str, Any] = {
+        **{k: v for k, v in vars(args).items() if k != "json"},
+        "machine": platform.machine(),
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "rows": [],
+        "comparisons": [],
+    }
+    report["requests"] = disturbed = disturbances(args)
     table = Table(title="Largest change of a picture by other requests on the same model")
     for column in ("system", "two in turn", "after an abandoned one"):
         table.add_column(column, justify="left" if column == "system" else "right")
     for row in disturbed:
         table.add_row(row["system"], f"{row['interleaved']:.3g}", f"{row['abandoned']:.3g}")
     console.print(table)
-    given = {k: v for k, v in vars(args).items() if k != "json"}
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    report = {**given, "machine": platform.machine(), "versions": versions, "rows": rows,
-              "comparisons": comparisons, "requests": disturbed}  # fmt: skip
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {args.json.name}")
+    for steps in args.steps:
+        for solver in args.solver:
+            found = run(args, steps, solver)
+            compared = compare(found)
+            show(console, found, compared)
+            report["rows"] += found
+            report["comparisons"] += [{"steps": steps, "solver": solver, **c} for c in compared]
+            write(args.json, report)  # a run takes long: what is there is kept
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """The report so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written to {path.name}", flush=True)
 
 
 if __name__ == "__main__":
