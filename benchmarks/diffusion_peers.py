@@ -40,6 +40,7 @@ from drawing import Loop, draw, interference  # noqa: E402
 from make_env import python_of  # noqa: E402
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated  # noqa: E402
+from recollect.diffusion.learned.gate_fits import magnitude_ratios  # noqa: E402
 from recollect.diffusion.planner import plans, record  # noqa: E402
 from recollect.diffusion.policy import policy  # noqa: E402
 from recollect.diffusion.predictors import Taylor  # noqa: E402
@@ -70,13 +71,10 @@ def ours(model: Any, steps: int, solver: str) -> Iterator[tuple[str, DiffusionPo
         yield f"easycache + taylorseer {threshold}", easy
 
 
-def magnitude_ratios(model: Any, steps: int, solver: str) -> list[float]:
-    """MagCache's calibration: mean norm of the blocks' residual over that of the step before."""
+def calibrated(model: Any, steps: int, solver: str) -> list[float]:
+    """MagCache's ratios for this model."""
     run = Loop(model, 16, steps, CALIBRATION, solver).run
-    (profile,) = record_each(model, run, Span()).values()
-    norms = [value[0].float().norm(dim=-1) for value in profile.values]
-    ratios = [float((now / before).mean()) for before, now in itertools.pairwise(norms)]
-    return [1.0, *ratios]
+    return list(magnitude_ratios(record_each(model, run, Span())))
 
 
 class Judge:
@@ -120,7 +118,7 @@ def run(args: argparse.Namespace, steps: int, solver: str) -> list[dict[str, Any
         with accelerated(model, chosen):
             drawn = draw(loop())
         rows.append(judge.row("recollect", name, drawn.pictures, drawn.flops))
-    ratios = magnitude_ratios(model, steps, solver)
+    ratios = calibrated(model, steps, solver)
     theirs = settings(steps, ratios)
     if args.few:
         theirs = [s for _, group in itertools.groupby(theirs, lambda s: s.system)
@@ -191,7 +189,7 @@ def compare(rows: list[dict[str, Any]], slack: float = 0.005) -> list[dict[str, 
 
 def disturbances(args: argparse.Namespace, steps: int = 12) -> list[dict[str, Any]]:
     """What requests do to one another on one model, by system."""
-    ratios = magnitude_ratios(images.load("tiny-dit"), steps, "euler")
+    ratios = calibrated(images.load("tiny-dit"), steps, "euler")
     chosen = {s.system: s for s in settings(steps, ratios)}
 
     def us() -> Callable[[int], Loop]:

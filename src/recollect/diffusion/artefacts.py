@@ -96,6 +96,14 @@ def stand_in(model: torch.nn.Module, name: str) -> Callable[[], None]:
     return end
 
 
+def version(path: str | Path) -> int:
+    """When a file was written, in nanoseconds: what is kept of it is read anew when it changes."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0  # reading says what is wrong
+
+
 def fingerprint(model: torch.nn.Module) -> str:
     """A name for a model's class, configuration and weights.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.artefacts import Artefact, fingerprint
+from recollect.diffusion.artefacts import Artefact, fingerprint, version
 from recollect.diffusion.clock import Step
 from recollect.diffusion.parts import Part
 from recollect.diffusion.values import Value
@@ -50,10 +49,10 @@ class Affine(Corrector):
     artefact: str = ""
 
     def check(self, model: torch.nn.Module, sites: tuple[str, ...]) -> None:
-        _load(self.artefact, _version(self.artefact)).check(model)
+        _load(self.artefact, version(self.artefact)).check(model)
 
     def correct(self, value: Value, step: Step, site: str) -> Value:
-        found = _load(self.artefact, _version(self.artefact))
+        found = _load(self.artefact, version(self.artefact))
         steps = found.settings["steps"]
         if step.total is not None and step.total != steps:
             raise RecipeError(
@@ -79,16 +78,8 @@ def _apply(tensor: torch.Tensor, found: Artefact, name: str) -> torch.Tensor:
     return line.to(tensor.dtype)
 
 
-def _version(path: str) -> float:
-    """When the file was written: a file written anew is read anew."""
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
-
-
 @functools.lru_cache(maxsize=8)
-def _load(path: str, version: float) -> Artefact:
+def _load(path: str, written: int) -> Artefact:
     return Artefact.load(path, AFFINE)
 
 

@@ -8,7 +8,6 @@ where the caller names them.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.artefacts import Artefact, fingerprint
+from recollect.diffusion.artefacts import Artefact, fingerprint, version
 from recollect.diffusion.clock import Step
 from recollect.diffusion.correctors import AFFINE
 from recollect.errors import HostError, RecipeError, StoreError
@@ -139,7 +138,7 @@ def save_mask(
 
 def load_mask(path: str | Path) -> LearnedMask:
     """Read a schedule; a file that has not changed is read once. Raises StoreError."""
-    return _load(str(path), _version(path))
+    return _load(str(path), version(path))
 
 
 @dataclass(frozen=True)
@@ -164,11 +163,11 @@ class OfflineSteps:
 
 def load_steps(path: str | Path) -> OfflineSteps:
     """Read the steps that a correction was calibrated for. Raises StoreError."""
-    return _load_steps(str(path), _version(path))
+    return _load_steps(str(path), version(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _load_steps(path: str, version: int) -> OfflineSteps:
+def _load_steps(path: str, written: int) -> OfflineSteps:
     found = Artefact.load(path, AFFINE)
     if "computed" not in found.settings:
         raise StoreError(f"{path} corrects a schedule and does not hold one")
@@ -177,15 +176,8 @@ def _load_steps(path: str, version: int) -> OfflineSteps:
     return OfflineSteps(tuple(i in computed for i in range(len(times))), times, found)
 
 
-def _version(path: str | Path) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0  # reading says what is wrong
-
-
 @functools.lru_cache(maxsize=8)
-def _load(path: str, version: int) -> LearnedMask:
+def _load(path: str, written: int) -> LearnedMask:
     found = Artefact.load(path, MODULE_MASK)
     given = found.settings
     flags = tuple(tuple(map(bool, row)) for row in found.tensors["mask"].tolist())
