@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recollect.diffusion.artefacts import fingerprint
 from recollect.diffusion.attach import accelerated, denoisers
-from recollect.diffusion.planner import plan
+from recollect.diffusion.planner import plans
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.predictors import FoCa, Predictor, Reuse, Taylor
 from recollect.diffusion.profiles import record
@@ -171,13 +171,12 @@ def _planned(bench: _Bench, site: Site, calibration: Sequence[int], budget: floa
     for predictor in FORECASTS:
         if isinstance(predictor, Taylor) and steps <= predictor.order:
             continue
-        made = plan(profile, predictor, steps)
-        name = f"{type(site).__name__}, {_words(predictor)}, {steps} planned steps"
-        trial = bench.trial(name, made.policy)
-        if trial.computed > budget and steps > 1:  # embeddings and head run on skipped steps too
-            made = plan(profile, predictor, steps - 1)
-            name = f"{type(site).__name__}, {_words(predictor)}, {steps - 1} planned steps"
-            trial = bench.trial(name, made.policy)
+        made = plans(profile, predictor, {steps, max(steps - 1, 1)})
+        for count in sorted(made, reverse=True):
+            name = f"{type(site).__name__}, {_words(predictor)}, {count} planned steps"
+            trial = bench.trial(name, made[count].policy)
+            if trial.computed <= budget:  # embeddings and head run on skipped steps too
+                break
         trials.append(trial)
     return trials
 
