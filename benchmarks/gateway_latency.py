@@ -82,7 +82,13 @@ def serve(kind: str, listener: socket.socket, settings: dict[str, Any], usage: A
             await inner(scope, receive, send)
 
         app = metered
-    config = uvicorn.Config(app, log_level="error", server_header=False, date_header=False)
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=600,  # loading an encoder takes longer than the default
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -127,14 +133,20 @@ class Client:
         self._socket.sendall(request)
         data = b""
         while b"\r\n\r\n" not in data:
-            data += self._socket.recv(65536)
+            data += self._received()
         head, _, rest = data.partition(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         while len(rest) < length:
-            rest += self._socket.recv(65536)
+            rest += self._received()
         seconds = time.perf_counter() - start
         assert head.startswith(b"HTTP/1.1 200"), head
         return seconds, head.lower()
+
+    def _received(self) -> bytes:
+        data = self._socket.recv(65536)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        return data
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
