@@ -1,5 +1,7 @@
 """Indices: one conformance suite for the exact one, the graph, and the one that grows."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -172,10 +174,10 @@ def test_changes_made_while_a_graph_is_built_are_not_lost(monkeypatch):
     building, go = threading.Event(), threading.Event()
     extend = GraphIndex.extend
 
-    def slowly(self, ids, vectors):
+    def slowly(self, ids, vectors, stop=None):
         building.set()
         assert go.wait(10)
-        extend(self, ids, vectors)
+        extend(self, ids, vectors, stop)
 
     monkeypatch.setattr(GraphIndex, "extend", slowly)
     index, vectors = GrowingIndex(DIM, "enc-1", exact_below=40), unit(60)
@@ -193,6 +195,20 @@ def test_changes_made_while_a_graph_is_built_are_not_lost(monkeypatch):
     assert 3 not in index
     assert index.search(vectors[50], 1)[0].entry_id == 50
     assert index.search(vectors[55], 1)[0].entry_id == 4
+
+
+@needs_usearch
+def test_a_process_that_ends_while_a_graph_is_built_ends_well():
+    program = """
+import numpy as np
+from recollect.answers.index import GrowingIndex
+index, vectors = GrowingIndex(384, "e", exact_below=4096), np.eye(4097, 384, dtype=np.float32)
+vectors[:, 0] += np.arange(4097)
+for at, vector in enumerate(vectors):
+    index.add(at, vector)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_without_usearch_an_index_stays_exact_and_says_so(monkeypatch, caplog):

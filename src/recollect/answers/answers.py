@@ -54,6 +54,11 @@ class Answers(Reading, Writing):
             raise RecipeError("this cache has no encoder")
         return self._semantic.encode(text)
 
+    def wait(self) -> None:
+        """Until no index is being built in the background; lookups need not wait for that."""
+        if self._semantic is not None:
+            self._semantic.wait()
+
     def forget(self, *entry_ids: int, by: str = "operator") -> int:
         """Remove entries and the turns that follow them; how many went."""
         with self._failing_open("forget"):

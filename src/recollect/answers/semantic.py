@@ -153,6 +153,13 @@ class SemanticTier:
                 if not indices:
                     del self._indices[card.home]
 
+    def wait(self) -> None:
+        """Until no index is being built in the background."""
+        with self._lock:
+            building = [index for group in self._indices.values() for index in group.values()]
+        for index in building:
+            index.wait()
+
     def search(
         self, home: Neighbourhood, vector: np.ndarray, k: int, now: float, writer: str = ""
     ) -> list[Candidate]:

@@ -56,6 +56,10 @@ class VectorIndex(Protocol):
     def save(self, path: str | Path) -> None:
         """Write the index with its encoder_id and width."""
 
+    def wait(self) -> None:
+        """Until nothing is being built in the background."""
+        return
+
 
 def checked(vector: np.ndarray, dim: int) -> np.ndarray:
     """`vector` as contiguous float32 (D,). Raises RecipeError on another width or on NaN."""

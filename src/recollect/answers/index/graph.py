@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from recollect.errors import HostError
 
 # Half precision and the graph's own arithmetic move a cosine by less than 1e-3.
 LINKS, BUILD_WIDTH, SEARCH_WIDTH = 16, 128, 64
-BATCH = 256
+BATCH = 16  # vectors; other threads of Python wait for so many
 
 
 def available() -> bool:
@@ -60,9 +61,13 @@ class GraphIndex(VectorIndex):
         self._graph.add(entry_id, vector, threads=1)
         self._slots = max(self._slots, len(self))
 
-    def extend(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Add many new ids (N,) with vectors (N, D), a batch at a time."""
+    def extend(
+        self, ids: np.ndarray, vectors: np.ndarray, stop: threading.Event | None = None
+    ) -> None:
+        """Add many new ids (N,) with vectors (N, D), a batch at a time, until `stop` is set."""
         for start in range(0, len(ids), BATCH):
+            if stop is not None and stop.is_set():
+                break
             part = slice(start, start + BATCH)
             self._graph.add(ids[part].astype(np.uint64), vectors[part], threads=1)
         self._slots = max(self._slots, len(self))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from recollect.answers.index.graph import GraphIndex
 from recollect.errors import RecipeError
 
 LOG = logging.getLogger(__name__)
+
+FEW = 32  # changes that are taken over at the end, while searches wait
 
 
 class GrowingIndex(VectorIndex):
@@ -49,7 +53,9 @@ class GrowingIndex(VectorIndex):
         self._background = background
         self._may_build = True
         self._lock = threading.RLock()
-        self._builder: threading.Thread | None = None
+        self._builder = _Builder()
+        # A thread that dies with the interpreter dies within the graph's code, and takes it along.
+        weakref.finalize(self, self._builder.end)
         # Changes since the builder took its copy: id -> vector, or None where it was removed.
         self._changes: dict[int, np.ndarray | None] | None = None
 
@@ -91,10 +97,7 @@ class GrowingIndex(VectorIndex):
             return self._index.search(vector, k)
 
     def wait(self) -> None:
-        """Until no build is under way."""
-        builder = self._builder
-        if builder is not None:
-            builder.join()
+        self._builder.join()
 
     def save(self, path: str | Path) -> None:
         with self._lock:
@@ -123,8 +126,7 @@ class GrowingIndex(VectorIndex):
         if not self._background:
             self._build(ids, vectors)
             return
-        self._builder = threading.Thread(target=self._build, args=(ids, vectors), daemon=True)
-        self._builder.start()
+        self._builder.begin(self._build, ids, vectors)
 
     def _due(self) -> bool:
         if isinstance(self._index, FlatIndex):
@@ -134,25 +136,55 @@ class GrowingIndex(VectorIndex):
     def _build(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         """Build the next index from a copy, catch up with the changes, and put it in place."""
         try:
-            shrunk = len(ids) <= self._exact_below // 2
-            new = FlatIndex(self.dim, self.encoder_id) if shrunk else self._new_graph(ids, vectors)
-            with self._lock:
-                changes = self._changes or {}
-                if isinstance(new, FlatIndex):
-                    changes = {**dict(zip(ids.tolist(), vectors, strict=True)), **changes}
-                for entry_id, vector in changes.items():
-                    if vector is None:
-                        new.remove(entry_id)
-                    else:
-                        new.add(entry_id, vector)
-                self._index = new
+            new, few = self._next_index(ids, vectors), FEW
+            while not self._builder.stop.is_set():
+                with self._lock:
+                    changes, self._changes = self._changes or {}, {}
+                    if len(changes) <= few:
+                        _apply(changes, new)
+                        self._index = new
+                        return
+                _apply(changes, new)
+                few *= 2  # they may come faster than this is
         except Exception:
             self._may_build = False  # the old index goes on; a second try would fail alike
             LOG.exception("building an index failed; searches go on in the old one")
         finally:
             self._changes = None
 
-    def _new_graph(self, ids: np.ndarray, vectors: np.ndarray) -> GraphIndex:
+    def _next_index(self, ids: np.ndarray, vectors: np.ndarray) -> FlatIndex | GraphIndex:
+        if len(ids) <= self._exact_below // 2:
+            flat = FlatIndex(self.dim, self.encoder_id)
+            _apply(dict(zip(ids.tolist(), vectors, strict=True)), flat)
+            return flat
         new = GraphIndex(self.dim, self.encoder_id)
-        new.extend(ids, vectors)
+        new.extend(ids, vectors, self._builder.stop)
         return new
+
+
+def _apply(changes: Mapping[int, np.ndarray | None], index: FlatIndex | GraphIndex) -> None:
+    for entry_id, vector in changes.items():
+        if vector is None:
+            index.remove(entry_id)
+        else:
+            index.add(entry_id, vector)
+
+
+class _Builder:
+    """The thread that builds; it ends early when `stop` is set."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, build: Callable[..., None], *arguments: object) -> None:
+        self._thread = threading.Thread(target=build, args=arguments, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def end(self) -> None:
+        self.stop.set()
+        self.join()
