@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from recollect.diffusion import DiffusionPolicy, accelerated, ertacache
-from recollect.diffusion.gates import ModuleMask
 from recollect.diffusion.learned import bac, gate_fits
 from recollect.diffusion.learned.subjects import load
 from recollect.diffusion.masks import load_mask
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import record_each
+from recollect.diffusion.schedules import ModuleMask
 from recollect.diffusion.sites import Modules, Span, Transform
 from recollect.evaluate.pictures import psnr
 from recollect.zoo import control

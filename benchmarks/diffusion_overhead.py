@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.gates import FirstBlock, Interval, LatentChange
+from recollect.diffusion.drifts import FirstBlock, LatentChange
 from recollect.diffusion.predictors import Reuse, Taylor
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Hidden, Modules, Span, Transform, Velocity
 
 GOAL = 0.02

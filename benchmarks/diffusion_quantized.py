@@ -33,7 +33,6 @@ from rich.table import Table
 
 from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.calibration import affine_correction, forecasts
-from recollect.diffusion.gates import Interval, Mask
 from recollect.diffusion.planner import groups
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import record_each
@@ -43,6 +42,7 @@ from recollect.diffusion.quantized.denoiser import Quantized, quantized
 from recollect.diffusion.quantized.pool import Pool, record_calls
 from recollect.diffusion.quantized.qc import select, variance_correction
 from recollect.diffusion.quantized.temporal import calibrate_features
+from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import Branch, Hidden, Modules, Site
 from recollect.diffusion.values import nbytes
 from recollect.evaluate.pictures import psnr

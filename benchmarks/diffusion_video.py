@@ -31,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.attention.profiling import profile_blocks
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.learned.gate_fits import magcache
 from recollect.diffusion.planner import plan, record
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import Reuse, Taylor
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Blocks, Span
 from recollect.evaluate import clips as distances
 from recollect.zoo import videos

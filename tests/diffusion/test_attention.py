@@ -25,8 +25,8 @@ from recollect.diffusion.attention.profiling import (
     profile_blocks,
 )
 from recollect.diffusion.attention.responses import LayerRanks, moran, rank_layers
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.host.attention import Attending
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Blocks, Span
 from recollect.errors import HostError, RecipeError
 

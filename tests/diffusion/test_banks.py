@@ -11,8 +11,8 @@ from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.attach import accelerated
 from recollect.diffusion.banks.conditions import LearningBank, condition_ids
 from recollect.diffusion.banks.lora import KIND, new_adapter, train_condition
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.policy import DiffusionPolicy, policy
+from recollect.diffusion.schedules import Interval
 from recollect.errors import HostError, RecipeError
 
 CHANNELS, TEXT, GRID, SMALL = 8, 3, (3, 4), (2, 2)

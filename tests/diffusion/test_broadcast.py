@@ -8,11 +8,11 @@ from denoisers import counted, denoiser, sample
 from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.host.blocks import find_blocks
 from recollect.diffusion.host.modules import find_submodules
 from recollect.diffusion.predictors import Reuse, Taylor
 from recollect.diffusion.pyramid import Pyramid
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.selection import Tokens, attention_received, grid_of, importance
 from recollect.diffusion.sites import Modules
 from recollect.errors import RecipeError

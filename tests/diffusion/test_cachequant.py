@@ -11,13 +11,13 @@ from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
 from recollect.diffusion.clock import Step
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.planner import groups, partition
 from recollect.diffusion.profiles import Profile
 from recollect.diffusion.quantized import cachequant
 from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.denoiser import quantized
 from recollect.diffusion.quantized.pool import record_calls
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Branch, Hidden, Modules, Velocity
 from recollect.errors import HostError, RecipeError
 

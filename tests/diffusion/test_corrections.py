@@ -9,10 +9,10 @@ from denoisers import denoiser, sample
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
 from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.calibration import affine_correction, fit_line, forecasts
-from recollect.diffusion.gates import Mask
 from recollect.diffusion.planner import record
 from recollect.diffusion.predictors import Reuse, Taylor
 from recollect.diffusion.profiles import record_each
+from recollect.diffusion.schedules import Mask
 from recollect.diffusion.sites import Modules, Velocity
 from recollect.errors import HostError, RecipeError, StoreError
 

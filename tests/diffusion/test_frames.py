@@ -10,9 +10,10 @@ from denoisers import denoiser
 
 from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.clock import Clock
+from recollect.diffusion.drifts import FirstBlock, LatentChange, ModulatedInput
 from recollect.diffusion.frames import euler_step, frame_levels, token_times
-from recollect.diffusion.gates import FirstBlock, Interval, LatentChange, Mask, ModulatedInput
 from recollect.diffusion.predictors import Reuse, Taylor
+from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import Blocks, Hidden, Modules, Span, Velocity
 from recollect.errors import RecipeError
 

@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from recollect.diffusion.clock import Clock, Step
-from recollect.diffusion.gates import (
+from recollect.diffusion.drifts import (
     FirstBlock,
     ForecastError,
-    Interval,
     LatentChange,
-    Ledger,
     MagnitudeRatio,
-    Mask,
     ModulatedInput,
-    step_mask,
 )
+from recollect.diffusion.gates import Ledger
+from recollect.diffusion.schedules import Interval, Mask, step_mask
 from recollect.errors import RecipeError
 
 ONE = torch.tensor([True])

@@ -17,11 +17,12 @@ from diffusers import (
 from diffusers.hooks import FasterCacheConfig, apply_faster_cache
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.gates import FirstBlock, Interval
+from recollect.diffusion.drifts import FirstBlock
 from recollect.diffusion.guidance import GuidanceCache, low_frequencies
 from recollect.diffusion.host.solver import Solver
 from recollect.diffusion.predictors import Extrapolate
 from recollect.diffusion.pyramid import Pyramid
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Modules, Span
 from recollect.errors import RecipeError
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from recollect.diffusion import DiffusionPolicy, accelerated, ertacache
-from recollect.diffusion.gates import ModuleMask
 from recollect.diffusion.learned import gate_fits
 from recollect.diffusion.policy import policy
+from recollect.diffusion.schedules import ModuleMask
 from recollect.diffusion.sites import Hidden, Modules
 from recollect.evaluate.pictures import psnr
 from recollect.zoo import images

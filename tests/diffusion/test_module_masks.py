@@ -8,8 +8,8 @@ from denoisers import denoiser, sample
 from torch.nn import Linear
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
-from recollect.diffusion.gates import ModuleMask
 from recollect.diffusion.predictors import Reuse
+from recollect.diffusion.schedules import ModuleMask
 from recollect.diffusion.sites import Modules
 from recollect.errors import HostError, RecipeError
 

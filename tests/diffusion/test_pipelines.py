@@ -11,8 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.clock import Clock
-from recollect.diffusion.gates import Interval, Mask
 from recollect.diffusion.host.timeline import Timeline
+from recollect.diffusion.schedules import Interval, Mask
 from recollect.errors import RecipeError
 
 FLUX = denoiser("FluxTransformer2DModel")

@@ -7,7 +7,6 @@ import torch
 from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import record_each
 from recollect.diffusion.quantized.calibrate import calibrate
@@ -20,6 +19,7 @@ from recollect.diffusion.quantized.qc import (
     variance_correction,
     variance_factor,
 )
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Modules
 from recollect.errors import RecipeError
 

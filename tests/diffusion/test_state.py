@@ -7,8 +7,9 @@ import torch
 from denoisers import DENOISERS, counted, denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerated, state_bytes
-from recollect.diffusion.gates import FirstBlock, Interval
+from recollect.diffusion.drifts import FirstBlock
 from recollect.diffusion.predictors import Reuse, Taylor
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Modules, Span, Transform, Velocity
 from recollect.errors import HostError, RecipeError
 

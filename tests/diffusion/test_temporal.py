@@ -8,10 +8,10 @@ from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
 from recollect.diffusion.artefacts import Artefact
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.pool import record_calls
 from recollect.diffusion.quantized.temporal import calibrate_features
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.tables import FEATURES, table_of
 from recollect.errors import HostError
 

@@ -10,8 +10,9 @@ import torch
 from denoisers import counted, denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated, restore
-from recollect.diffusion.gates import FirstBlock, Interval, LatentChange, Mask, ModulatedInput
+from recollect.diffusion.drifts import FirstBlock, LatentChange, ModulatedInput
 from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor
+from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import Blocks, Hidden, Modules, Span, StageSpan, Transform, Velocity
 from recollect.errors import HostError, RecipeError
 

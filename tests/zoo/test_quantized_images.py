@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import record_each
 from recollect.diffusion.quantized import cachequant
@@ -16,6 +15,7 @@ from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.pool import record_calls
 from recollect.diffusion.quantized.qc import select, variance_correction
 from recollect.diffusion.quantized.temporal import calibrate_features
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Branch, Modules
 from recollect.evaluate.pictures import psnr
 from recollect.zoo import images

@@ -10,24 +10,20 @@ from recollect.diffusion.attention.focal import FocalGuidance
 from recollect.diffusion.banks.conditions import ConditionBank
 from recollect.diffusion.banks.references import ReferenceBank
 from recollect.diffusion.correctors import Affine
-from recollect.diffusion.editing.regione import RegionEdit
-from recollect.diffusion.gates import (
+from recollect.diffusion.drifts import (
     FirstBlock,
     ForecastError,
-    Interval,
     LatentChange,
     MagnitudeRatio,
-    Mask,
     ModulatedInput,
-    ModuleMask,
-    Offline,
-    step_mask,
 )
+from recollect.diffusion.editing.regione import RegionEdit
 from recollect.diffusion.guidance import GuidanceCache
 from recollect.diffusion.predictors import Extrapolate, FoCa, Modes, Reuse, Taylor
 from recollect.diffusion.pyramid import Pyramid
 from recollect.diffusion.quantized.denoiser import Quantized
 from recollect.diffusion.repeats import Repeats
+from recollect.diffusion.schedules import Interval, Mask, ModuleMask, Offline, step_mask
 from recollect.diffusion.selection import Tokens
 from recollect.diffusion.sites import (
     Blocks,

@@ -18,11 +18,11 @@ import torch
 
 from recollect.diffusion.calibration import fit_line, forecasts
 from recollect.diffusion.correctors import save_affine
-from recollect.diffusion.gates import Offline
 from recollect.diffusion.masks import load_steps
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import Profile, record
+from recollect.diffusion.schedules import Offline
 from recollect.diffusion.sites import Transform, Velocity
 from recollect.errors import HostError, RecipeError
 

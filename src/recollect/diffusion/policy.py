@@ -13,9 +13,10 @@ from typing import Any
 
 from recollect.diffusion.companions import Companion, known
 from recollect.diffusion.correctors import Corrector
-from recollect.diffusion.gates import Gate, Interval
+from recollect.diffusion.gates import Gate
 from recollect.diffusion.parts import Part, kinds_of
 from recollect.diffusion.predictors import Predictor, Reuse
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Site, Velocity
 from recollect.errors import RecipeError, StoreError
 from recollect.recipe import Composition, compose, find, one_line_yaml, read_yaml

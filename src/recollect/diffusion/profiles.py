@@ -12,8 +12,8 @@ from recollect.diffusion.attach import accelerated
 from recollect.diffusion.branches import Branch
 from recollect.diffusion.clock import Step
 from recollect.diffusion.companions import Companion
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.policy import DiffusionPolicy
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Site, Velocity
 from recollect.diffusion.values import Value
 from recollect.errors import RecipeError

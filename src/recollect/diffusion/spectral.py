@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from recollect.diffusion.clock import Step
-from recollect.diffusion.gates import Accumulated, Ledger
+from recollect.diffusion.drifts import Accumulated
+from recollect.diffusion.gates import Ledger
 from recollect.diffusion.values import relative_change
 
 _TINY = 1e-16

@@ -196,8 +196,8 @@ def record_maps(
         HostError: nothing was heard, or a pipeline with several denoisers.
     """
     from recollect.diffusion.attach import accelerated, denoisers
-    from recollect.diffusion.gates import Interval
     from recollect.diffusion.policy import DiffusionPolicy
+    from recollect.diffusion.schedules import Interval
 
     maps = maps or AttentionMaps()
     found = list(denoisers(target).values())

@@ -18,8 +18,8 @@ from recollect.diffusion.attach import accelerated, denoisers
 from recollect.diffusion.attention.maps import AttentionMap, AttentionMaps
 from recollect.diffusion.branches import Branch
 from recollect.diffusion.clock import Step
-from recollect.diffusion.gates import Interval, Mask
 from recollect.diffusion.policy import DiffusionPolicy
+from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import BLOCK_PREFERENCES, Blocks, Span
 from recollect.diffusion.values import Value
 from recollect.errors import HostError, RecipeError

@@ -14,9 +14,9 @@ from recollect.diffusion.attach import accelerated
 from recollect.diffusion.companions import Companion
 from recollect.diffusion.editing.decay import KIND
 from recollect.diffusion.editing.regions import Layout, edited
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.host.flux import flat
 from recollect.diffusion.policy import DiffusionPolicy
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.values import split
 from recollect.errors import RecipeError
 

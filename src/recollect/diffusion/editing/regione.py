@@ -17,7 +17,7 @@ import torch
 from recollect.diffusion.artefacts import Artefact
 from recollect.diffusion.companions import Companion
 from recollect.diffusion.editing.decay import KIND
-from recollect.diffusion.gates import Interval
+from recollect.diffusion.schedules import Interval
 from recollect.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 
-from recollect.diffusion.gates import ModuleMask
 from recollect.diffusion.host.blocks import find_blocks
 from recollect.diffusion.host.modules import find_submodules
 from recollect.diffusion.masks import Conditions, save_mask
@@ -20,6 +19,7 @@ from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import Profile
 from recollect.diffusion.repeats import Repeats
+from recollect.diffusion.schedules import ModuleMask
 from recollect.diffusion.sites import Modules
 from recollect.errors import RecipeError
 

@@ -16,7 +16,7 @@ from recollect.diffusion.artefacts import fingerprint
 from recollect.diffusion.attach import accelerated
 from recollect.diffusion.branches import Branch
 from recollect.diffusion.clock import Step
-from recollect.diffusion.gates import ModulatedInput
+from recollect.diffusion.drifts import ModulatedInput
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.profiles import Profile, record_each
 from recollect.diffusion.sites import Span, Velocity

@@ -15,18 +15,19 @@ from typing import Literal
 
 import torch
 
-from recollect.diffusion.gates import ModuleMask
 from recollect.diffusion.learned.router import Mixture, Router, mixing
 from recollect.diffusion.learned.trajectory import Trajectory
 from recollect.diffusion.masks import save_mask
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import Reuse
+from recollect.diffusion.schedules import ModuleMask
 from recollect.diffusion.sites import Modules
 from recollect.errors import RecipeError
 
-_PATIENCE = 0.1  # how fast the price follows the share of modules computed
+_PATIENCE = 0.5  # how fast the price follows the share of modules computed, for a rate of 1
 
 Proxy = Literal["single", "cumulative"]
+Begin = Literal["uniform", "computed", "random"]
 Progress = Callable[[int, float, float], None]
 """Hears (trajectory, mean relative error of a step, share of modules computed)."""
 _Update = Callable[[int, torch.Tensor, torch.Tensor], None]  # step, its scores, its error
@@ -42,8 +43,10 @@ class Training:
         beta: price of computing a module, against the relative error of the step's output; the
             mean weight of a step is 1. The paper's 7e-8 goes with raw weights and errors. Not
             used with `share`.
-        share: share of modules to compute: training begins at the uniform schedule of this share,
-            the price follows what is computed, and the modules with the highest scores are kept.
+        share: share of modules to compute: the price follows what is computed, and the modules
+            with the highest scores are kept.
+        begin: the schedule that training begins with: the `uniform` one of the share (FORA's),
+            everything `computed`, or logits drawn at `random` (the published code).
         proxy: a step's weight is the change of the final image when only this step is cached
             (`single`, the paper), or when it is cached after those before it (`cumulative`, the
             published code).
@@ -51,10 +54,10 @@ class Training:
             error there does to the image; without it (the paper) small errors count twice.
         refresh: trajectories between two looks at the weights. With a `share`, what has been
             learned is then judged by the final images, and the best is kept.
-        rate: of AdamW, without decay.
-        start: logits to begin with, over the threshold's: of all steps without a `share`, else of
-            those that the uniform schedule computes, and as far under it of the others. Far
-            enough for scores near 0 and 1: in between, a module is mixed, not what it will be.
+        rate: of AdamW without weight decay; it falls along a half cosine.
+        start: logits to begin with, over the threshold's for what is computed, and as far under
+            it for the rest. Far enough for scores near 0 and 1: in between, a module is mixed,
+            not what it will be.
         threshold: score above which a module is computed.
         bound: logits stay within it on both sides.
         seed: of noise and conditions.
@@ -64,6 +67,7 @@ class Training:
     batch: int = 8
     beta: float = 1e-3
     share: float | None = 0.5
+    begin: Begin = "uniform"
     proxy: Proxy = "single"
     normalize: bool = True
     refresh: int = 10
@@ -82,6 +86,8 @@ class Training:
             raise RecipeError(f"share is above 0 and at most 1, not {self.share}")
         if self.proxy not in ("single", "cumulative"):
             raise RecipeError(f"proxy is single or cumulative, not '{self.proxy}'")
+        if self.begin not in ("uniform", "computed", "random"):
+            raise RecipeError(f"begin is uniform, computed or random, not '{self.begin}'")
 
 
 def train_router(
@@ -134,10 +140,16 @@ class _Trainer:
             raise RecipeError("a trajectory of one step has nothing to reuse")
         self.device = next(model.parameters()).device
         self.router = Router(
-            _start(training, self.steps), mixture.sites, training.threshold, training.bound
+            _start(training, self.steps, len(mixture.sites)),
+            mixture.sites,
+            training.threshold,
+            training.bound,
         ).to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.router.parameters(), lr=training.rate, weight_decay=0.0
+        )
+        self.rates = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, training.trajectories
         )
         self.weights = torch.ones(self.steps)
         self.beta = training.beta
@@ -156,7 +168,9 @@ class _Trainer:
             loss = self.follow(self._update)
             computed = float(self.router.mask().float().mean())
             if share is not None:
-                self.beta *= math.exp(_PATIENCE * (computed - share))
+                (rate,) = self.rates.get_last_lr()
+                self.beta *= math.exp(_PATIENCE * rate * (computed - share))
+            self.rates.step()
             if progress is not None:
                 progress(number, loss, computed)
         if share is not None:
@@ -264,11 +278,17 @@ class _Trainer:
         return self.trajectory.begin(self.training.batch, self.generator, self.device)
 
 
-def _start(training: Training, steps: int) -> list[float]:
-    """Logits of every step to begin with."""
-    middle = math.log(training.threshold / (1 - training.threshold))
-    share = 1.0 if training.share is None else training.share
+def _start(training: Training, steps: int, modules: int) -> torch.Tensor:
+    """Logits (T, M) to begin with."""
+    if training.begin == "random":
+        generator = torch.Generator().manual_seed(training.seed)
+        return torch.randn(steps, modules, generator=generator)
+    share = 1.0
+    if training.share is not None and training.begin == "uniform":
+        share = training.share
+    places = torch.arange(steps, dtype=torch.float64) * share
     # Every 1/share-th step is computed, the first one among them.
-    computed = [math.ceil(step * share) < math.ceil((step + 1) * share) for step in range(steps)]
-    logits = [middle + (training.start if one else -training.start) for one in computed]
-    return [min(max(logit, -training.bound), training.bound) for logit in logits]
+    computed = places.floor() > (places - share).floor()
+    middle = math.log(training.threshold / (1 - training.threshold))
+    logits = torch.where(computed, middle + training.start, middle - training.start)
+    return logits.clamp(-training.bound, training.bound).float()[:, None].repeat(1, modules)

@@ -19,7 +19,6 @@ import torch
 from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.attach import accelerated
 from recollect.diffusion.calibration import affine_correction, fit_line
-from recollect.diffusion.gates import Interval, Mask
 from recollect.diffusion.host.consumers import find_consumers
 from recollect.diffusion.planner import groups
 from recollect.diffusion.policy import DiffusionPolicy
@@ -27,6 +26,7 @@ from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import Profile, record_each
 from recollect.diffusion.quantized.arithmetic import multiply
 from recollect.diffusion.quantized.denoiser import CONSUMERS, Quantized, quantized
+from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import Branch, Site
 from recollect.errors import RecipeError
 

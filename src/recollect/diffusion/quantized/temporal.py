@@ -19,10 +19,10 @@ from recollect.diffusion.attach import accelerated
 from recollect.diffusion.calibration import fit_line
 from recollect.diffusion.clock import scalar
 from recollect.diffusion.dataflow import outermost, watch
-from recollect.diffusion.gates import Interval
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.quantized.denoiser import Quantized, quantized
 from recollect.diffusion.quantized.pool import Pool
+from recollect.diffusion.schedules import Interval
 from recollect.diffusion.tables import Feature, TimeTable, table_of
 from recollect.errors import HostError
 

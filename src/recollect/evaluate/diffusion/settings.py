@@ -10,11 +10,11 @@ import torch
 
 from recollect.diffusion import DiffusionPolicy
 from recollect.diffusion.attach import denoisers
-from recollect.diffusion.gates import step_mask
 from recollect.diffusion.learned import gate_fits
 from recollect.diffusion.planner import plans, record
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import Reuse, Taylor
+from recollect.diffusion.schedules import step_mask
 from recollect.errors import RecipeError
 
 SHARES = (0.5, 0.4, 0.33, 0.27)
