@@ -2,10 +2,12 @@
 
     python benchmarks/vllm_chaos.py                    # 500 schedules, one engine with faults
     python benchmarks/vllm_chaos.py --schedules 50 --model wide
+    python benchmarks/vllm_chaos.py --admission measured --out measured.json
 
 One engine without a store says what the texts are; another, whose store misbehaves by seeded
 schedules (`tests/vllm/faulty_store.py` lists the kinds), must say the same for every schedule, hold
-no lease when it is done, and never die. Needs `make vllm`. Results go to
+no lease when it is done, and never die. All chunks are saved and loaded, unless `--admission` says
+to do what pays, by measured cost. Needs `make vllm`. Results go to
 benchmarks/results/vllm_chaos.json.
 """
 
@@ -62,7 +64,7 @@ def held(status: Path, seconds: float = 20.0) -> int:
         time.sleep(0.1)
 
 
-def run(model: str, schedules: int, load: str, minutes: float) -> dict[str, Any]:
+def run(model: str, schedules: int, load: str, minutes: float, admission: str) -> dict[str, Any]:
     """All schedules on one engine, or as many as fit in the time."""
     found: Counter[str] = Counter(schedules=0, same=0, different=0, failed=0)
     with tempfile.TemporaryDirectory() as name:
@@ -76,7 +78,7 @@ def run(model: str, schedules: int, load: str, minutes: float) -> dict[str, Any]
         control = folder / "plan.json"
         transfer = connector(
             load, path=str(folder / "store"), host="16MiB", chunk=CHUNK,
-            admission="always", store_factory="faulty_store:open_store",
+            admission=admission, store_factory="faulty_store:open_store",
         )  # fmt: skip
         engine = Engine(
             folder / "model", transfer, environment={"RECOLLECT_FAULTS": str(control)},
@@ -108,7 +110,8 @@ def run(model: str, schedules: int, load: str, minutes: float) -> dict[str, Any]
             deaths = int(engine.process.poll() is not None)
         finally:
             engine.close()
-    return {**found, "deaths": deaths, "injected": injected, "metrics": metrics, "model": model}
+    about = {"model": model, "admission": admission}
+    return {**found, "deaths": deaths, "injected": injected, "metrics": metrics, **about}
 
 
 def main() -> None:
@@ -119,10 +122,14 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=500)
     parser.add_argument("--model", choices=sorted(MODELS), default="zoo")
     parser.add_argument("--load", choices=("auto", "sync", "async"), default="auto")
+    parser.add_argument("--admission", choices=("always", "measured"), default="always")
     parser.add_argument("--minutes", type=float, default=60, help="stop after so many")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/vllm_chaos.json")
     arguments = parser.parse_args()
-    result = run(arguments.model, arguments.schedules, arguments.load, arguments.minutes)
+    result = run(
+        arguments.model, arguments.schedules, arguments.load, arguments.minutes,
+        arguments.admission,
+    )  # fmt: skip
     table = Table("what", "count", title=f"{arguments.model}, load {arguments.load}", box=None)
     for name in ("schedules", "same", "different", "failed", "held", "deaths", "cached_tokens"):
         table.add_row(name, str(result[name]))
