@@ -101,7 +101,7 @@ def test_mixing_with_full_scores_is_the_untouched_model(toy):
 def test_a_learned_schedule_is_saved_run_and_refused_elsewhere(toy, tmp_path):
     path = tmp_path / "router.safetensors"
     training = Training(trajectories=1, batch=1, share=0.6)
-    router = Router([1.0] * STEPS, ("blocks.0.attn", "blocks.1.attn"), 0.1, 5.0)
+    router = Router(torch.ones(STEPS, 2), ("blocks.0.attn", "blocks.1.attn"), 0.1, 5.0)
     with torch.no_grad():
         for row in router.rows:
             row[1] = -5

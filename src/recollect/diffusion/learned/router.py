@@ -7,7 +7,7 @@ While a router learns, everything is computed and nothing is saved: a module's o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -37,15 +37,13 @@ class Router(torch.nn.Module):
     """
 
     def __init__(
-        self, start: Sequence[float], sites: tuple[str, ...], threshold: float, bound: float
+        self, start: torch.Tensor, sites: tuple[str, ...], threshold: float, bound: float
     ) -> None:
-        """`start` holds the logits of every step to begin with; the first one's do not count."""
+        """`start` holds logits (T, M) to begin with; those of the first step do not count."""
         super().__init__()
         self.sites, self.threshold, self.bound = sites, threshold, bound
         # One parameter a step: an optimizer then leaves those of other steps alone.
-        self.rows = torch.nn.ParameterList(
-            torch.nn.Parameter(torch.full((len(sites),), logit)) for logit in start[1:]
-        )
+        self.rows = torch.nn.ParameterList(torch.nn.Parameter(row.clone()) for row in start[1:])
 
     def scores(self, step: int) -> torch.Tensor:
         """(M,) in (0, 1)."""
