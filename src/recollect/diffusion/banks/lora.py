@@ -54,6 +54,7 @@ def train_condition(
     loss: Callable[[], torch.Tensor],
     steps: int,
     rate: float = 2e-3,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Artefact:
     """Learn an adapter; the model's own weights stay.
 
@@ -63,6 +64,7 @@ def train_condition(
         loss: draws a batch and gives its loss, with gradients to the weights.
         steps: updates.
         rate: highest learning rate; it falls to 0.
+        progress: told the number of updates made and the loss before the last one.
     """
     learned = [t for pair in weights.values() for t in pair]
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
@@ -76,7 +78,22 @@ def train_condition(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20) * (1 - step / steps)
         optimizer.step()
+        if progress is not None:
+            progress(step + 1, value.item())
+    return adapter(model, weights, steps)
+
+
+def adapter(
+    model: torch.nn.Module, weights: Weights, steps: int, dtype: torch.dtype = torch.float32
+) -> Artefact:
+    """Weights after so many updates, for `ConditionBank(lora=FILE)`; layers that stayed as they
+    were are left out.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, (down, up) in weights.items():
-        tensors |= {f"{name}.down": down.detach(), f"{name}.up": up.detach()}
+        if up.any():
+            tensors |= {
+                f"{name}.down": down.detach().to(dtype),
+                f"{name}.up": up.detach().to(dtype),
+            }
     return Artefact(KIND, fingerprint(model), {"steps": steps}, tensors)

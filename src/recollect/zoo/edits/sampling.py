@@ -64,23 +64,32 @@ def unpack(tokens: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pixel_shuffle(maps, 2)
 
 
-def positions() -> torch.Tensor:
-    """Position ids (128, 3) of noise and picture tokens: flag, row, column."""
+def positions(kinds: int = 2) -> torch.Tensor:
+    """Position ids (64 * kinds, 3) of noise, picture and condition tokens: flag, row, column."""
     rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
-    flags = (torch.full_like(rows, flag) for flag in (0, 1))
+    flags = (torch.full_like(rows, flag) for flag in range(kinds))
     return torch.cat([torch.stack([f, rows, columns], -1).flatten(0, 1) for f in flags]).float()
 
 
 def velocity(
-    model: Any, noisy: torch.Tensor, picture: torch.Tensor, level: torch.Tensor, prompt: Prompt
+    model: Any,
+    noisy: torch.Tensor,
+    picture: torch.Tensor,
+    level: torch.Tensor,
+    prompt: Prompt,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the model says of noisy tokens (B, 64, 12) at noise levels (B,): (B, 64, 12)."""
+    """What the model says of noisy tokens (B, 64, 12) at noise levels (B,): (B, 64, 12).
+
+    A condition (B, 64, 12) is for models under EasyControl, which tells it from the picture.
+    """
+    given = (noisy, picture) if condition is None else (noisy, picture, condition)
     output = model(
-        hidden_states=torch.cat([noisy, picture], 1),
+        hidden_states=torch.cat(given, 1),
         encoder_hidden_states=prompt.words,
         pooled_projections=prompt.pooled,
         timestep=level,
-        img_ids=positions().to(noisy.device),
+        img_ids=positions(len(given)).to(noisy.device),
         txt_ids=torch.zeros(prompt.words.shape[1], 3, device=noisy.device),
         return_dict=False,
     )[0]
@@ -95,13 +104,22 @@ def noise(count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def edit(
-    model: Any, pictures: torch.Tensor, prompt: Prompt, steps: int = 28, seed: int = 0
+    model: Any,
+    pictures: torch.Tensor,
+    prompt: Prompt,
+    steps: int = 28,
+    seed: int = 0,
+    condition: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Edit pictures (B, 3, 16, 16) in [-1, 1] with Euler steps: (B, 3, 16, 16)."""
+    """Edit pictures (B, 3, 16, 16) in [-1, 1] with Euler steps: (B, 3, 16, 16).
+
+    A condition is a picture of that shape, too; see `velocity`.
+    """
     timeline = scheduler("euler", steps)
     picture, latent = pack(pictures), noise(len(pictures), seed)
+    drawn = None if condition is None else pack(condition)
     for time in timeline.timesteps:
         level = (time / 1000).expand(len(pictures))
-        guess = velocity(model, latent, picture, level, prompt)
+        guess = velocity(model, latent, picture, level, prompt, drawn)
         latent = timeline.step(guess, time, latent, return_dict=False)[0]
     return unpack(latent)
