@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from denoisers import TEXT, denoiser
 from diffusers.models.embeddings import apply_rotary_emb
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
@@ -15,7 +15,8 @@ from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.schedules import Interval
 from recollect.errors import HostError, RecipeError
 
-CHANNELS, TEXT, GRID, SMALL = 8, 3, (3, 4), (2, 2)
+FLUX = denoiser("FluxTransformer2DModel")
+(CHANNELS,), GRID, SMALL = FLUX.latent[1:], (3, 4), (2, 2)
 TOKENS = GRID[0] * GRID[1]
 IDS = torch.cat([condition_ids(0, GRID, GRID), condition_ids(1, SMALL, GRID),
                  condition_ids(2, GRID, GRID, shift=(0, 4))])  # fmt: skip
@@ -24,18 +25,7 @@ FLAGS = IDS[:, 0]
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=CHANNELS,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=6,
-        axes_dims_rope=(4, 4, 8),
-    ).eval()
+    return FLUX.build()
 
 
 @pytest.fixture
@@ -60,8 +50,8 @@ def request(batch=2, seed=0) -> dict[str, torch.Tensor]:
 
     return {
         "hidden_states": normal(len(IDS), CHANNELS),
-        "encoder_hidden_states": normal(TEXT, 12),
-        "pooled_projections": normal(6),
+        "encoder_hidden_states": normal(TEXT, 32),
+        "pooled_projections": normal(16),
         "timestep": torch.full((batch,), 0.7),
         "img_ids": IDS,
         "txt_ids": torch.zeros(TEXT, 3),
@@ -301,7 +291,7 @@ def test_wrong_adapters_and_arguments_are_refused(model, adapter):
     ):
         result(model, request())
     torch.manual_seed(1)
-    other = FluxTransformer2DModel.from_config(model.config)
+    other = type(model).from_config(model.config)
     with pytest.raises(HostError, match="another model"):
         accelerated(other, "easycontrol", lora=path).__enter__()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from denoisers import TEXT, denoiser
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,25 +17,15 @@ from recollect.diffusion.editing.regions import Layout, dilated, edited, eroded
 from recollect.diffusion.policy import policy
 from recollect.errors import HostError, RecipeError
 
-HEIGHT, WIDTH, CHANNELS, TEXT = 4, 5, 8, 3
+FLUX = denoiser("FluxTransformer2DModel")
+(CHANNELS,), HEIGHT, WIDTH = FLUX.latent[1:], 4, 5
 TOKENS = HEIGHT * WIDTH
 SIGMAS = [1.0, 0.9, 0.75, 0.6, 0.4, 0.3, 0.2, 0.1]
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=CHANNELS,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=6,
-        axes_dims_rope=(4, 4, 8),
-    ).eval()
+    return FLUX.build()
 
 
 def grid_ids(flags=(0, 1), height=HEIGHT, width=WIDTH) -> torch.Tensor:
@@ -55,8 +45,8 @@ def request(batch=1, seed=0) -> dict[str, torch.Tensor]:
         "noise": normal(TOKENS, CHANNELS),
         "picture": normal(TOKENS, CHANNELS),
         "ids": grid_ids(),
-        "text": normal(TEXT, 12),
-        "pooled": normal(6),
+        "text": normal(TEXT, 32),
+        "pooled": normal(16),
     }
 
 

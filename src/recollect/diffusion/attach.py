@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,8 @@ import torch
 
 from recollect.diffusion.artefacts import fingerprint
 from recollect.diffusion.footprint import foreseen
-from recollect.diffusion.host.hooks import Installed
+from recollect.diffusion.host.hook import Uncopied
+from recollect.diffusion.host.hooks import Installed, session_of
 from recollect.diffusion.host.solver import Solver
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.installation import install
@@ -60,7 +60,6 @@ class Acceleration:
         self._installed = []
         for session in self.sessions.values():
             session.reset()
-            _ATTACHED.pop(session.model, None)
 
     def reset(self) -> None:
         """Forget all requests: the next call begins a trajectory."""
@@ -113,11 +112,36 @@ class Acceleration:
                 companion.install(model, session, installed)
         for part in self.policy.parts:
             part.check(model, tuple(session.sites))
-        _ATTACHED[model] = self
+        _Loading(session).listen(installed)
+        session.owner = self
         return session
 
 
-_ATTACHED: weakref.WeakKeyDictionary[torch.nn.Module, Acceleration] = weakref.WeakKeyDictionary()
+class _Loading(Uncopied):
+    """Hears when the weights of an accelerated denoiser are loaded anew."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def listen(self, installed: Installed) -> None:
+        """Until the hooks are taken off."""
+        model = self.session.model
+        installed.undo(model.register_load_state_dict_pre_hook(self.before).remove)
+        installed.undo(model.register_load_state_dict_post_hook(self.after).remove)
+
+    def before(self, model: torch.nn.Module, *_: Any) -> None:
+        """Refuse where there is nothing to load into."""
+        if any(weight.numel() == 0 for weight in model.parameters()):
+            raise HostError(
+                f"weights of this {type(model).__name__} are put aside or held as integers; "
+                "call recollect.restore first, load, and accelerate it again"
+            )
+
+    def after(self, model: torch.nn.Module, *_: Any) -> None:
+        """Forget what other weights gave, and refuse what was learned for them."""
+        self.session.reset()
+        for part in self.session.policy.parts:
+            part.check(model, tuple(self.session.sites))
 
 
 def accelerate(
@@ -144,8 +168,8 @@ def accelerate(
 def restore(target: Any) -> None:
     """Take off whatever `accelerate` put on this pipeline or denoiser."""
     for model in denoisers(target).values():
-        if (found := _ATTACHED.get(model)) is not None:
-            found.restore()
+        if (session := session_of(model)) is not None:
+            session.owner.restore()
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Session:
         sites: names of the modules that are left out on a skipped step, in order.
         modules: these modules.
         solver: the pipeline's scheduler as an integrator, where there is one.
+        owner: the acceleration that it is a part of.
         numbers: place in `sites` by name; modules whose output nobody reads go with the one that
             overwrites it.
         taps: told every computed value of a site.
@@ -91,6 +92,7 @@ class Session:
         self.numbers: dict[str, int] = {}
         self.measure = measure
         self.solver: Solver | None = None
+        self.owner: Any = None
         self._checked: set[Any] = set()
         self.taps: list[Tap] = []
         self.on_reset: list[Callable[[], None]] = []

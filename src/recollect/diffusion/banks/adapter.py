@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 
 from recollect.diffusion.banks.lora import Weights
+from recollect.diffusion.host.hook import Hook
 from recollect.errors import HostError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ConditionAdapter:
             self._here.on = False
 
 
-class _LoraHook(ModelHook):
+class _LoraHook(Hook):
     def __init__(self, adapter: ConditionAdapter, down: torch.Tensor, up: torch.Tensor) -> None:
         super().__init__()
         self.adapter, self.down, self.up = adapter, down, up

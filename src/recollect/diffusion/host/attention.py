@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 from torch.overrides import TorchFunctionMode
 
 from recollect.diffusion.host.blocks import find_blocks
+from recollect.diffusion.host.hook import Hook
 from recollect.diffusion.host.modules import is_attention
 
 _ATTEND = torch.nn.functional.scaled_dot_product_attention
@@ -99,7 +99,7 @@ class Layout:
     text_first: bool = False
 
 
-class AttentionHook(ModelHook):
+class AttentionHook(Hook):
     """Lets a listener hear the calls of one attention module."""
 
     def __init__(

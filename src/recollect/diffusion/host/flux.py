@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_flux import FluxAttention
 
+from recollect.diffusion.host.hook import Hook
 from recollect.errors import HostError
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -65,7 +65,7 @@ class Plans:
             self._here.plan = before
 
 
-class FluxAttentionHook(ModelHook):
+class FluxAttentionHook(Hook):
     """Runs an attention module under the current plan."""
 
     def __init__(self, name: str, plans: Plans) -> None:

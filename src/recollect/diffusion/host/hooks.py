@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, HookRegistry, StateManager
 
 from recollect.diffusion.evaluation import Evaluation
 from recollect.diffusion.host.blocks import Block
+from recollect.diffusion.host.hook import Hook
 from recollect.diffusion.session import Session
 from recollect.errors import HostError
 
@@ -33,7 +34,7 @@ class _ContextName(StateManager):
         return None if self._context is None else self._context.name
 
 
-class DenoiserHook(ModelHook):
+class DenoiserHook(Hook):
     """Runs every call of the denoiser under the session's policy."""
 
     _is_stateful = True
@@ -51,7 +52,14 @@ class DenoiserHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
+def session_of(model: torch.nn.Module) -> Session | None:
+    """What is attached to a denoiser."""
+    registry = getattr(model, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook(NAME)
+    return hook.session if isinstance(hook, DenoiserHook) else None
+
+
+class BlockHook(Hook):
     """Lets the evaluation in progress run a block, or leave it out."""
 
     def __init__(self, session: Session, block: Block) -> None:
@@ -65,7 +73,7 @@ class BlockHook(ModelHook):
         return evaluation.block(self.block, forward, args, kwargs)
 
 
-class SubmoduleHook(ModelHook):
+class SubmoduleHook(Hook):
     """Lets the evaluation in progress run an attention or feed-forward module, or leave it out."""
 
     def __init__(self, session: Session, name: str, mute: bool) -> None:
@@ -79,7 +87,7 @@ class SubmoduleHook(ModelHook):
         return evaluation.module(self.name, self.mute, forward, args, kwargs)
 
 
-class NormHook(ModelHook):
+class NormHook(Hook):
     """Shows the modulated input of the first block to the gate."""
 
     def __init__(self, session: Session) -> None:
@@ -98,10 +106,10 @@ class Installed:
     """Hooks that can be taken off again, in reverse order; none stays when installing fails."""
 
     def __init__(self) -> None:
-        self._hooks: list[tuple[torch.nn.Module, ModelHook, str]] = []
+        self._hooks: list[tuple[torch.nn.Module, Hook, str]] = []
         self._undo: list[Callable[[], None]] = []
 
-    def add(self, module: torch.nn.Module, hook: ModelHook, name: str = NAME) -> None:
+    def add(self, module: torch.nn.Module, hook: Hook, name: str = NAME) -> None:
         """Put a hook on a module; companions give theirs a name of their own."""
         registry = HookRegistry.check_if_exists_or_initialize(module)
         if registry.get_hook(name) is not None:

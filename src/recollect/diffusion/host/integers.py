@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 
 from recollect.diffusion.clock import scalar
+from recollect.diffusion.host.hook import Hook
 
 if TYPE_CHECKING:
     from recollect.diffusion.quantized.denoiser import Layer, Moment
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NAME = "recollect-quantized"
 
 
-class MomentHook(ModelHook):
+class MomentHook(Hook):
     """Notes the timestep of every call, for the ranges of activations."""
 
     def __init__(self, moment: Moment) -> None:
@@ -28,7 +28,7 @@ class MomentHook(ModelHook):
         return args, kwargs
 
 
-class LayerHook(ModelHook):
+class LayerHook(Hook):
     """Runs a layer on integers instead of its float weight."""
 
     def __init__(self, layer: Layer, moment: Moment) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 
 from recollect.diffusion.dataflow import watch
+from recollect.diffusion.host.hook import Hook
 
 if TYPE_CHECKING:
     from recollect.diffusion.host.hooks import Installed
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAME = "recollect-table"
 
 
-class FindHook(ModelHook):
+class FindHook(Hook):
     """Watches the first evaluation, then puts hooks on the modules that it found."""
 
     def __init__(self, table: Table, installed: Installed) -> None:
@@ -35,7 +35,7 @@ class FindHook(ModelHook):
         return seen.output
 
 
-class FeatureHook(ModelHook):
+class FeatureHook(Hook):
     """Answers for one module."""
 
     def __init__(self, table: Table, feature: Feature) -> None:

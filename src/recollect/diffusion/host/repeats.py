@@ -6,9 +6,9 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 from diffusers.models.attention_processor import Attention
 
+from recollect.diffusion.host.hook import Hook
 from recollect.errors import HostError
 
 INPUTS = 8
@@ -44,7 +44,7 @@ class Inputs:
         return self._next
 
 
-class RepeatHook(ModelHook):
+class RepeatHook(Hook):
     """Gives back what the module gave for the same input."""
 
     def __init__(self, seen: Inputs) -> None:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from diffusers.hooks.hooks import ModelHook
 
 from recollect.diffusion.host.blocks import find_blocks
+from recollect.diffusion.host.hook import Hook
 from recollect.diffusion.host.hooks import Installed
 from recollect.diffusion.host.modules import find_submodules
 from recollect.diffusion.sites import Modules
@@ -137,7 +137,7 @@ class Mixture:
         return template.fill(mixed)
 
 
-class _MixHook(ModelHook):
+class _MixHook(Hook):
     def __init__(self, mixture: Mixture, name: str) -> None:
         super().__init__()
         self.mixture, self.name = mixture, name
