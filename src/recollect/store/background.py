@@ -9,6 +9,35 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
+
+
+class Background(Protocol):
+    """Who does work off the critical path."""
+
+    def submit(self, work: Callable[[], None], nbytes: int) -> bool:
+        """Do it soon, in the order of submission. False: too much is waiting; it will not be done.
+
+        `nbytes` is what the work keeps in memory until it is done.
+        """
+
+    def flush(self) -> object:
+        """Wait until everything submitted is done."""
+
+    def close(self) -> object:
+        """Flush, and stop. Idempotent."""
+
+
+class Inline:
+    """Does the work at once, in the caller's time."""
+
+    def submit(self, work: Callable[[], None], nbytes: int) -> bool:
+        work()
+        return True
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class BackgroundThreads:

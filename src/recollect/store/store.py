@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from recollect.errors import StoreError
 from recollect.recipe import Composition
 from recollect.store.admission import Admission
-from recollect.store.background import BackgroundThreads
+from recollect.store.background import Background, BackgroundThreads, Inline
 from recollect.store.build import build_tiers
 from recollect.store.events import Event, EventLog
 from recollect.store.keys import chain, root
@@ -37,37 +37,8 @@ if TYPE_CHECKING:
 WAITING = 256 << 20  # bytes that may wait to be written behind
 Verify = Callable[[memoryview], object]
 
-
 # Their bytes come when they are touched: how long `get` took says nothing.
 MAPPED = (HostTier, DiskTier)
-
-
-class Background(Protocol):
-    """Who does work off the critical path."""
-
-    def submit(self, work: Callable[[], None], nbytes: int) -> bool:
-        """Do it soon, in the order of submission. False: too much is waiting; it will not be done.
-
-        `nbytes` is what the work keeps in memory until it is done.
-        """
-
-    def flush(self) -> object:
-        """Wait until everything submitted is done."""
-
-    def close(self) -> object:
-        """Flush, and stop. Idempotent."""
-
-
-class Inline:
-    """Does the work at once, in the caller's time."""
-
-    def submit(self, work: Callable[[], None], nbytes: int) -> bool:
-        work()
-        return True
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

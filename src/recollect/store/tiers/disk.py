@@ -11,7 +11,6 @@ import errno
 import fcntl
 import mmap
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -42,18 +41,12 @@ from recollect.store.tiers.journal import (
     name_of,
     record,
 )
-
-try:
-    import xxhash
-except ImportError as error:  # pragma: no cover
-    raise StoreError("the disk tier needs xxhash: pip install recollect[store]") from error
+from recollect.store.tiers.mapping import checksum, mapped, new_checksum
 
 OWN = ("journal", "journal.new", "lock", "entries", "writing", "quarantine")
 BULK = 64  # journal records from which on they are taken in together
 QUARANTINE = 64  # corrupt entries kept for inspection
 COMPACT_FROM, COMPACT_AT = 10_000, 4  # journal records: at least, and per entry
-PIECE = 1 << 20  # bytes of a mapped entry that are checked at a time
-MADV_POPULATE_READ = 22  # of Linux: map a range at once; a fault for each page costs as much
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -160,14 +153,14 @@ class DiskTier(Tier):
         with books.lock, self._speaking():
             self._refresh()
             slot = books.find(key)
-            mapped = None if slot == MISSING else self._map(slot)
-            if mapped is None:
+            found = None if slot == MISSING else self._map(slot)
+            if found is None:
                 books.misses += 1
                 return None
             expected = self._checksum[slot]
             books.touch(slot)
-            lease = Lease(mapped, books.pin(slot))
-        if self._check and _digest_of(mapped) != expected:
+            lease = Lease(found, books.pin(slot))
+        if self._check and checksum(found) != expected:
             self.set_aside(key)
             return None
         return lease
@@ -313,7 +306,7 @@ class DiskTier(Tier):
         try:
             with open(self.path_of(self._books.index.key(slot)), "rb") as file:
                 if os.fstat(file.fileno()).st_size == expected:
-                    return _mapped(file.fileno(), expected)
+                    return mapped(file.fileno(), expected)
         except FileNotFoundError:  # deleted by another process just now, or by hand
             self._books.remove(slot)
             return None
@@ -388,34 +381,13 @@ class DiskTier(Tier):
             raise StoreError(f"the store at {self.folder} fails: {error}") from error
 
 
-def _mapped(file: int, nbytes: int) -> mmap.mmap | bytes:
-    if not nbytes:
-        return b""  # an empty file cannot be mapped
-    mapped = mmap.mmap(file, nbytes, prot=mmap.PROT_READ)
-    if hasattr(mmap, "MADV_WILLNEED"):
-        mapped.madvise(mmap.MADV_WILLNEED)  # one long read, not page by page
-    return mapped
-
-
-def _digest_of(mapped: mmap.mmap | bytes) -> int:
-    """The checksum of an entry; afterwards its pages are in place."""
-    digest, view = xxhash.xxh3_64(), memoryview(mapped)
-    for start in range(0, len(view), PIECE):
-        part = view[start : start + PIECE]
-        if isinstance(mapped, mmap.mmap) and sys.platform == "linux":
-            with suppress(OSError):  # a kernel before 5.14 takes them in one by one
-                mapped.madvise(MADV_POPULATE_READ, start, len(part))
-        digest.update(part)
-    return digest.intdigest()
-
-
 class _DiskReservation(ClaimedReservation):
     """Bytes go to a file of their own in `writing`; a lock on it says that its writer lives."""
 
     def __init__(self, tier: DiskTier, claim: Claim, facts: Facts) -> None:
         super().__init__(tier._books, claim)
         self._tier, self._facts = tier, facts
-        self._digest = xxhash.xxh3_64()
+        self._digest = new_checksum()
         self._path = f"{tier.folder}/writing/{uuid.uuid4().hex}"
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
