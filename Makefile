@@ -1,6 +1,7 @@
 # Every target sets up what it needs from a bare checkout. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -32,8 +33,8 @@ vllm:  ## make the environment of vLLM's tests (CPU build), where that is possib
 demo: setup  ## run the main job on the shipped model: runs/demo/report.html
 	$(BIN)/recollect demo
 
-test: setup browser redis postgres vllm  ## run the tests
-	$(BIN)/python -m pytest
+test: setup browser redis postgres vllm  ## run the tests, JOBS=2 of them at a time
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: setup  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

@@ -12,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 from redis_server import ABSENT, BINARY, RedisServer
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -24,6 +28,21 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.filter_too_much],
 )
 settings.load_profile("ci" if os.environ.get("CI") else "busy")
+
+
+# Files whose tests start engines, which are shared by them and want processors of their own.
+ENGINES = ("tests/vllm/", "tests/gateway/test_vllm.py", "tests/gateway/test_examples_models.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """With several workers (`-n 2 --dist loadgroup`) the tests of a file stay together."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        group = "engines" if file.startswith(ENGINES) else file
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
