@@ -11,6 +11,7 @@ import torch
 from recollect.errors import RecipeError, StoreError
 from recollect.zoo import edits
 from recollect.zoo.edits import classifier, sampling, train
+from recollect.zoo.edits.pairs import outline, overlap
 
 NAME = "tiny-flux-edit"
 
@@ -47,6 +48,21 @@ def test_instructions_say_what_was_drawn(judge):
         assert value - 6 == pairs.drawn[row, 0] or value - 10 == pairs.drawn[row, 1]
     with pytest.raises(RecipeError, match="an instruction reads"):
         edits.words("recolour the disc square")
+
+
+def test_outlines_say_where_a_far_shape_is(judge):
+    pairs = edits.draw_edits(128, torch.Generator().manual_seed(0), far=True)
+    assert bool((pairs.instructions[:, 0] == edits.WORDS.index("replace")).all())
+    changed = (pairs.before - pairs.after).abs().amax(1, keepdim=True)
+    assert float((changed * ~pairs.region).max()) < 0.1
+    assert float(overlap(pairs.after, pairs).min()) >= 0.8
+    assert float(overlap(pairs.before, pairs).mean()) < 0.6
+    drawn = outline(pairs.cover)
+    assert drawn.shape == pairs.after.shape
+    assert -1 <= float(drawn.min()) < float(drawn.max()) <= 1
+    edge = (pairs.cover - 0.5).abs() < 0.1
+    assert bool((drawn[:, :1][edge] > 0.9).all())  # a line where the shape ends
+    assert bool((drawn[:, :1][pairs.cover < 0.02] < -0.8).all())
 
 
 def test_tokens_are_packed_as_kontext_packs_them():

@@ -60,7 +60,14 @@ def list_(as_json: bool) -> None:
     "--minutes",
     default=None,
     type=click.FloatRange(min=0),
-    help="Time to train a language model for; others take a fixed number of steps. [default: 60]",
+    help="Time to train a language model for. [default: 60]",
+)
+@click.option(
+    "--steps",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Updates of any other model; few make one that loads and knows little. "
+    "[default: what the shipped one took]",
 )
 @click.option("--device", default=None, help="[default: a CUDA device if there is one, else cpu]")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and data.")
@@ -70,18 +77,22 @@ def train(
     name: str,
     folder: Path | None,
     minutes: float | None,
+    steps: int | None,
     device: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Train a model of the zoo from nothing: language models from the standard library's source,
     image models (tiny-dit, tiny-unet) from drawn shapes, tiny-video-dit from moving ones,
-    tiny-flux-edit from edits of them, tiny-policy from scripted demonstrations.
+    tiny-flux-edit from edits of them, tiny-policy from scripted demonstrations. And an adapter
+    that makes tiny-flux-edit follow drawn outlines: tiny-flux-edit-outlines.
 
     \b
     Example:
       recollect zoo train tiny-llama --minutes 60 --out runs/my-llama
+      recollect zoo train tiny-flux-edit --steps 50 --out runs/glance
     """
+    from recollect.diffusion.banks import outlines
     from recollect.zoo import train as training
     from recollect.zoo.control import train as control
     from recollect.zoo.edits import train as edits
@@ -90,12 +101,15 @@ def train(
 
     folder = folder or Path("runs") / name
     shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
-    rooms: tuple[Any, ...] = (images, videos, edits, control)
+    rooms: tuple[Any, ...] = (images, videos, edits, control, outlines)
     drawn: Any = next((room for room in rooms if name in room.MODELS), None)
     if drawn is not None:
         if minutes is not None:
-            raise RecipeError("this model trains for a fixed number of steps; leave out --minutes")
-        card = drawn.train(name, folder, **shared)
+            raise RecipeError("this model trains for a number of steps: --steps, not --minutes")
+        given = {} if steps is None else {"steps": steps}
+        card = drawn.train(name, folder, **given, **shared)
+    elif steps is not None:
+        raise RecipeError("language models train for a time: --minutes, not --steps")
     else:
         card = training.train(name, folder, minutes=60.0 if minutes is None else minutes, **shared)
     print_json(card) if as_json else out.print(f"trained  {folder}", soft_wrap=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 
 from recollect.errors import RecipeError, StoreError
 
@@ -53,3 +54,29 @@ def follow(average: torch.nn.Module, model: torch.nn.Module, step: int, most: fl
     """Move averaged weights towards the model's: quickly at first, at last by ``1 - most``."""
     decay = min(most, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def teach(
+    judge: Any,
+    loss: Callable[[], torch.Tensor],
+    steps: int,
+    rate: float = 2e-3,
+    progress: bool = True,
+) -> Any:
+    """Train a classifier, and return it ready for inference.
+
+    Args:
+        judge: the classifier.
+        loss: draws a batch and gives its loss.
+        steps: updates.
+        rate: of the first one; it falls to 0.
+        progress: show a progress bar.
+    """
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=rate)
+    for step in track(range(steps), "classifier", disable=not progress, transient=True):
+        loss().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return judge.eval()

@@ -42,8 +42,8 @@ def new_adapter(model: torch.nn.Module, rank: int = 8, seed: int = 0) -> dict[st
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "blocks" in name and name.endswith(_LAYERS):
             down = torch.randn(rank, module.in_features, generator=generator) / rank**0.5
-            down *= 1 / module.in_features**0.5
-            up = torch.zeros(module.out_features, rank)
+            down = (down / module.in_features**0.5).to(module.weight.device)
+            up = torch.zeros(module.out_features, rank, device=down.device)
             found[name] = (down.requires_grad_(), up.requires_grad_())
     return found
 

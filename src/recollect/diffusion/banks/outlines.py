@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from recollect.diffusion.schedules import Interval
 from recollect.zoo import edits
 from recollect.zoo.edits import classifier, sampling
 from recollect.zoo.edits.pairs import draw_edits, outline, overlap
-from recollect.zoo.training import begin
+from recollect.zoo.training import begin, device_or_default
 
 NAME = "tiny-flux-edit-outlines"
 MODELS = (NAME,)
@@ -56,7 +55,7 @@ def train(
             while training goes on, too.
         steps: updates of 16 edits.
         seed: of weights and data.
-        device: torch device; the CPU by default.
+        device: torch device; a CUDA device where there is one, else the CPU.
         progress: show a progress bar.
 
     Returns:
@@ -67,14 +66,11 @@ def train(
         StoreError: `out` cannot be written to.
     """
     folder = begin("condition", name, MODELS, steps, out)
-    model, words = (part.to(device or "cpu") for part in edits.load(BASE))
+    device = device_or_default(device)
+    model, words = (part.to(device) for part in edits.load(BASE))
     path, started = folder / "outlines.safetensors", time.monotonic()
     weights = new_adapter(model, RANK, seed)
-    for pair in weights.values():
-        for tensor in pair:
-            tensor.data = tensor.data.to(device or "cpu")
-    lesson = _Lesson(model, words, seed)
-    bank = LearningBank(first=FIRST, weights=weights)
+    lesson, bank = _Lesson(model, words, seed), LearningBank(first=FIRST, weights=weights)
     saved = started
     with (
         Progress(transient=True, disable=not progress) as bar,
@@ -100,16 +96,41 @@ def train(
         "recipe": {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed},
         "minutes": round((time.monotonic() - started) / 60, 1),
         "measured": {
-            "followed": measure(model.cpu(), words.cpu(), str(path)),
-            "untrained": measure(model, words, ()),
-            "unconditioned": measure(model, words, None),
+            "adapter": measure(model.cpu(), words.cpu(), str(path)),
+            "no adapter": measure(model, words, ()),
+            "no condition": measure(model, words, None),
         },
     }
     (folder / "outlines.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
-@torch.no_grad()
+def follow(
+    model: Any,
+    words: Any,
+    drawn: edits.Edits,
+    lora: str | tuple[str, ...] | None,
+    steps: int = 28,
+    seed: int = 10_000,
+    **arguments: Any,
+) -> torch.Tensor:
+    """Edit pictures with the outlines of what is wanted for a condition: (B, 3, 16, 16).
+
+    Args:
+        model, words: the editing model and its instructions.
+        drawn: what is edited; nothing but the outline is taken of its result.
+        lora: file of the adapter; () for condition tokens without one, None for no condition.
+        steps: of Euler.
+        seed: of the noise.
+        arguments: of `ConditionBank`.
+    """
+    prompt = words(drawn.instructions)
+    if lora is None:
+        return sampling.edit(model, drawn.before, prompt, steps, seed)
+    with accelerated(model, "easycontrol", lora=lora, first=FIRST, **arguments):
+        return sampling.edit(model, drawn.before, prompt, steps, seed, outline(drawn.cover))
+
+
 def measure(
     model: Any,
     words: Any,
@@ -120,25 +141,14 @@ def measure(
 ) -> dict[str, float]:
     """How well replaced shapes fill their outlines, and whether they are the shapes asked for.
 
-    Args:
-        model, words: the editing model and its instructions.
-        lora: file of the adapter; () for condition tokens without one, None for no condition.
-        count, seed: of the edits.
-        steps: of Euler.
+    Arguments are those of `follow`, for so many edits drawn with this seed.
 
     Returns:
         Mean overlap (intersection over union), the share of at least `FOLLOWED`, and the share
         of edits that the judge recognizes.
     """
     drawn = draw_edits(count, torch.Generator().manual_seed(seed), far=True)
-    condition = None if lora is None else outline(drawn.cover)
-    bank = (
-        nullcontext() if lora is None else accelerated(model, "easycontrol", lora=lora, first=FIRST)
-    )
-    with bank:
-        pictures = sampling.edit(
-            model, drawn.before, words(drawn.instructions), steps, seed, condition
-        )
+    pictures = follow(model, words, drawn, lora, steps, seed)
     filled = overlap(pictures, drawn)
     right = classifier.recognized(classifier.load(edits.path(BASE)), pictures, drawn)
     return {
@@ -153,20 +163,20 @@ class _Lesson:
 
     def __init__(self, model: Any, words: Any, seed: int) -> None:
         self.model, self.words = model, words
+        self.device = next(model.parameters()).device
         self.generator = torch.Generator().manual_seed(seed)
 
     def loss(self) -> torch.Tensor:
         """Of noise - data at random noise levels."""
-        device = next(self.model.parameters()).device
         drawn = draw_edits(BATCH, self.generator, far=True)
         before, data, condition = (
-            sampling.pack(pictures).to(device)
+            sampling.pack(pictures).to(self.device)
             for pictures in (drawn.before, drawn.after, outline(drawn.cover))
         )
-        noise = torch.randn(data.shape, generator=self.generator).to(device)
+        noise = torch.randn(data.shape, generator=self.generator).to(self.device)
         # Mostly noisy: where a shape goes is settled early.
-        level = torch.sigmoid(0.7 + torch.randn(BATCH, generator=self.generator)).to(device)
+        level = torch.sigmoid(0.7 + torch.randn(BATCH, generator=self.generator)).to(self.device)
         mixed = data + level.view(-1, 1, 1) * (noise - data)
-        prompt = self.words(drawn.instructions.to(device))
+        prompt = self.words(drawn.instructions.to(self.device))
         guess = sampling.velocity(self.model, mixed, before, level, prompt, condition)
         return torch.nn.functional.mse_loss(guess, noise - data)

@@ -3,6 +3,7 @@
 model, instructions = recollect.zoo.edits.load("tiny-flux-edit")  # a FluxTransformer2DModel
 prompt = instructions(recollect.zoo.edits.words("replace the disc square")[None])
 pictures = recollect.zoo.edits.edit(model, pictures, prompt)  # (B, 3, 16, 16) in [-1, 1]
+lora = recollect.zoo.edits.adapter("tiny-flux-edit", "outlines")  # for the recipe easycontrol
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "WORDS",
     "Edits",
     "Instructions",
+    "adapter",
     "draw_edits",
     "edit",
     "load",
@@ -41,6 +43,15 @@ def path(name: str) -> str:
     if name not in names():
         raise RecipeError(f"unknown editing model '{name}' (there are: {', '.join(names())})")
     return str(_FOLDER / name)
+
+
+def adapter(name: str, condition: str) -> str:
+    """The file of an adapter that lets a model follow a condition. Raises RecipeError."""
+    folder = Path(path(name)) / "conditions"
+    known = sorted(file.stem for file in folder.glob("*.safetensors"))
+    if condition not in known:
+        raise RecipeError(f"{name} has no adapter '{condition}' (there are: {', '.join(known)})")
+    return str(folder / f"{condition}.safetensors")
 
 
 def load(name: str) -> tuple[Any, Instructions]:

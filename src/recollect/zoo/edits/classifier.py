@@ -6,11 +6,11 @@ import itertools
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from safetensors.torch import load_file
 
 from recollect.zoo.edits.pairs import FAMILIES, Edits, draw_edits
 from recollect.zoo.images.shapes import CLASSES
+from recollect.zoo.training import teach
 
 BATCH = 128
 
@@ -45,21 +45,17 @@ def train(steps: int = 1600, seed: int = 0, progress: bool = True) -> EditJudge:
     """Learn from drawn pictures, with noise so that samples are in reach."""
     torch.manual_seed(seed)
     judge = EditJudge()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(seed)
-    for step in track(range(steps), "judge", disable=not progress, transient=True):
+
+    def loss() -> torch.Tensor:
         edits = draw_edits(BATCH, generator)
         truth = torch.zeros(BATCH, len(CLASSES), len(FAMILIES))
         for shape in (edits.others, edits.drawn):
             truth[torch.arange(BATCH), shape[:, 0], shape[:, 1]] = 1
-        noise = 0.05 * torch.randn(edits.after.shape, generator=generator)
-        pictures = edits.after + noise
-        torch.nn.functional.binary_cross_entropy_with_logits(judge(pictures), truth).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - step / steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return judge.eval()
+        pictures = edits.after + 0.05 * torch.randn(edits.after.shape, generator=generator)
+        return torch.nn.functional.binary_cross_entropy_with_logits(judge(pictures), truth)
+
+    return teach(judge, loss, steps, progress=progress)
 
 
 @torch.no_grad()

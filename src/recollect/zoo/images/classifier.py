@@ -9,10 +9,10 @@ import itertools
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from safetensors.torch import load_file
 
 from recollect.zoo.images.shapes import CLASSES, draw
+from recollect.zoo.training import teach
 
 
 class Classifier(torch.nn.Module):
@@ -50,18 +50,15 @@ def train(steps: int = 1000, seed: int = 0, progress: bool = True) -> Classifier
     """Learn the classes from freshly drawn pictures, with noise so that samples are in reach."""
     torch.manual_seed(seed)
     judge = Classifier()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(seed)
-    for step in track(range(steps), "classifier", disable=not progress, transient=True):
+
+    def loss() -> torch.Tensor:
         labels = torch.randint(0, len(CLASSES), (128,), generator=generator)
         pictures = draw(labels, generator)
         pictures = pictures + 0.05 * torch.randn(pictures.shape, generator=generator)
-        torch.nn.functional.cross_entropy(judge(pictures), labels).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - step / steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return judge.eval()
+        return torch.nn.functional.cross_entropy(judge(pictures), labels)
+
+    return teach(judge, loss, steps, progress=progress)
 
 
 @torch.no_grad()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from safetensors.torch import load_file
 
+from recollect.zoo.training import teach
 from recollect.zoo.videos.clips import MOTIONS, SHAPES, asked, draw
 
 
@@ -53,17 +53,13 @@ def train(steps: int = 900, seed: int = 0, progress: bool = True) -> Classifier:
     """Learn from freshly drawn clips, with noise so that samples are in reach."""
     torch.manual_seed(seed)
     judge = Classifier()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(seed)
-    for step in track(range(steps), "classifier", disable=not progress, transient=True):
+
+    def loss() -> torch.Tensor:
         shapes, motions = asked(64, generator)
         clips, _ = draw(shapes, motions, generator)
         clips = clips + 0.05 * torch.randn(clips.shape, generator=generator)
-        said = judge(clips)
-        losses = map(torch.nn.functional.cross_entropy, said, (shapes, motions))
-        torch.stack(list(losses)).sum().backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / steps)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return judge.eval()
+        both = map(torch.nn.functional.cross_entropy, judge(clips), (shapes, motions))
+        return torch.stack(list(both)).sum()
+
+    return teach(judge, loss, steps, rate=3e-3, progress=progress)
