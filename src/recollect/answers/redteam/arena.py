@@ -6,7 +6,6 @@ asks, and the attack succeeded when the planted answer is what came back.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,11 +217,6 @@ def _cache(encoder: Encoder, tau: float, defence: str) -> Answers:
         recipe="gptcache", encoder=encoder, min_similarity=tau, clock=ManualClock(),
         secret=b"kit", **stages,
     )  # fmt: skip
-
-
-def shuffled(pairs: Sequence[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
-    """Some of many benign pairs."""
-    return random.Random(seed).sample(list(pairs), min(count, len(pairs)))
 
 
 def _ask(text: str) -> dict[str, Any]:
