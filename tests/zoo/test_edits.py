@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from recollect.errors import RecipeError, StoreError
 from recollect.zoo import edits
@@ -107,3 +109,15 @@ def test_wrong_requests_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):
         train.train(NAME, tmp_path / "file" / "deeper")
+
+
+def test_the_command_trains_models_of_drawings_by_steps_and_no_other():
+    from recollect.cli import main
+    from recollect.cli.zoo import _DRAWN
+
+    for name, room in _DRAWN.items():
+        assert name in importlib.import_module(room).MODELS
+    for name, option in ((NAME, "--minutes"), ("tiny-llama", "--steps")):
+        done = CliRunner().invoke(main, ["zoo", "train", name, option, "1"])
+        assert done.exit_code == 2
+        assert f"not {option}" in done.output

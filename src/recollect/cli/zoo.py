@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from rich.table import Table
 
 from recollect.cli.common import counts, debug_option, json_option, load_model, out, print_json
 from recollect.errors import RecipeError
+
+_DRAWN = {
+    "tiny-dit": "recollect.zoo.images.train",
+    "tiny-unet": "recollect.zoo.images.train",
+    "tiny-video-dit": "recollect.zoo.videos.train",
+    "tiny-flux-edit": "recollect.zoo.edits.train",
+    "tiny-policy": "recollect.zoo.control.train",
+    "tiny-flux-edit-outlines": "recollect.diffusion.banks.outlines",
+}
+"""Who trains models of drawings; they need diffusers, and are imported when one is asked for."""
 
 
 @click.group()
@@ -92,25 +103,18 @@ def train(
       recollect zoo train tiny-llama --minutes 60 --out runs/my-llama
       recollect zoo train tiny-flux-edit --steps 50 --out runs/glance
     """
-    from recollect.diffusion.banks import outlines
-    from recollect.zoo import train as training
-    from recollect.zoo.control import train as control
-    from recollect.zoo.edits import train as edits
-    from recollect.zoo.images import train as images
-    from recollect.zoo.videos import train as videos
-
     folder = folder or Path("runs") / name
     shared: dict[str, Any] = {"device": device, "seed": seed, "progress": not as_json}
-    rooms: tuple[Any, ...] = (images, videos, edits, control, outlines)
-    drawn: Any = next((room for room in rooms if name in room.MODELS), None)
-    if drawn is not None:
+    if name in _DRAWN:
         if minutes is not None:
             raise RecipeError("this model trains for a number of steps: --steps, not --minutes")
         given = {} if steps is None else {"steps": steps}
-        card = drawn.train(name, folder, **given, **shared)
+        card = importlib.import_module(_DRAWN[name]).train(name, folder, **given, **shared)
     elif steps is not None:
         raise RecipeError("language models train for a time: --minutes, not --steps")
     else:
+        from recollect.zoo import train as training
+
         card = training.train(name, folder, minutes=60.0 if minutes is None else minutes, **shared)
     print_json(card) if as_json else out.print(f"trained  {folder}", soft_wrap=True)
 
