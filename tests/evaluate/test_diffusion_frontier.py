@@ -1,4 +1,4 @@
-"""The frontier of a trained image model: what is measured, shown, and refused."""
+"""The frontiers of trained models: what is measured, shown, and refused."""
 
 from __future__ import annotations
 
@@ -11,11 +11,27 @@ import torch
 from click.testing import CliRunner
 
 from recollect.cli import main
+from recollect.diffusion import accelerated
+from recollect.diffusion.masks import save_mask
+from recollect.diffusion.profiles import record_each
+from recollect.diffusion.sites import Modules
 from recollect.errors import HostError, RecipeError, StoreError
-from recollect.evaluate.diffusion.frontier import FEWER, UNCACHED, load, run, save
+from recollect.evaluate.diffusion import calibrated
+from recollect.evaluate.diffusion.chart import MEASURES, against_flops, series
+from recollect.evaluate.diffusion.frontier import FEWER, UNCACHED, Row, load, run, save
 from recollect.evaluate.diffusion.page import page, write_page
-from recollect.evaluate.diffusion.painters import Painter, ZooPainter, painter
-from recollect.evaluate.diffusion.settings import NAMES, settings
+from recollect.evaluate.diffusion.painters import Painter, painter
+from recollect.evaluate.diffusion.settings import BY_KIND, KNOBS, NAMES, settings
+from recollect.evaluate.diffusion.workbench import Workbench
+from recollect.evaluate.diffusion.zoo_painters import (
+    ControlPainter,
+    EditPainter,
+    ImagePainter,
+    VideoPainter,
+)
+from recollect.evaluate.report import charts
+from recollect.recipe import recipes
+from recollect.zoo.control.task import World
 
 STEPS = 6
 ABOUT = {"model": "tiny-dit", "pictures": 2, "command": "recollect …", "versions": {"torch": "2"}}
@@ -24,7 +40,7 @@ ABOUT = {"model": "tiny-dit", "pictures": 2, "command": "recollect …", "versio
 @pytest.fixture(scope="module")
 def rows():
     few = ("planned", "taylorseer", "fbcache")
-    return list(run(ZooPainter("tiny-dit"), (STEPS,), ("euler",), 2, recipes=few, shown=2))
+    return list(run(ImagePainter("tiny-dit"), (STEPS,), ("euler",), 2, recipes=few, shown=2))
 
 
 def test_uncached_pictures_are_their_own_measure(rows):
@@ -76,12 +92,13 @@ def test_samples_are_pictures(rows):
 
 def test_a_model_that_a_recipe_does_not_fit_is_told_in_its_row():
     class Plain(Painter):
-        name, solvers = "plain", ("own",)
+        kind, name, solvers = "images", "plain", ("own",)
 
         def __init__(self):
             self.target = _Linear()
 
-        def draw(self, steps, solver, seed, count):
+        @torch.no_grad()
+        def draw(self, steps, solver, seed, count, sigmas=None):
             x = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
             for step in range(steps):
                 x = x - 0.1 * self.target(x, torch.tensor(1 - step / steps))
@@ -108,15 +125,87 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         painter(str(tmp_path))
     with pytest.raises(HostError, match="cannot load a pipeline"):
         painter(str(tmp_path), ("a lighthouse",))
-    with pytest.raises(RecipeError, match="no range of settings is known for 'bac'"):
-        list(run(ZooPainter("tiny-dit"), (2,), ("euler",), 1, recipes=("bac",)))
+    with pytest.raises(RecipeError, match="no range of settings is known for 'bca'"):
+        list(run(ImagePainter("tiny-dit"), (2,), ("euler",), 1, recipes=("bca",)))
 
 
-def test_every_setting_is_one_of_a_recipe():
-    draws = ZooPainter("tiny-dit")
-    found = list(settings(draws.target, lambda: draws.draw(STEPS, "euler", 9, 1), STEPS))
-    assert {setting.recipe for setting in found} == set(NAMES)
+def bench(folder, draws=None) -> Workbench:
+    return Workbench(draws or ImagePainter("tiny-dit"), STEPS, "euler", 1, folder)
+
+
+def test_every_setting_is_one_of_a_recipe(tmp_path):
+    bare = ("planned", "planned reuse", "reuse", "scm", *KNOBS)
+    found = [setting for name in bare for setting in settings(bench(tmp_path), name)]
+    assert {setting.recipe for setting in found} == set(bare)
     assert len({setting.name for setting in found}) == len(found)
+
+
+def test_every_recipe_is_in_the_frontier_of_a_model():
+    tried = {name for names in BY_KIND.values() for name in names}
+    assert tried == set(NAMES)
+    assert {recipe.name for recipe in recipes(area="diffusion")} <= tried
+
+
+def test_a_router_in_the_folder_is_used_instead_of_trained(tmp_path, monkeypatch):
+    draws = ImagePainter("tiny-dit")
+    here = bench(tmp_path, draws)
+    mask = torch.arange(STEPS)[:, None].expand(-1, 12) % 2 == 0
+    modules = tuple(record_each(draws.target, here.run, Modules()))
+    for share in (0.5, 0.35):
+        path = here.path(f"harmonica-{share}.safetensors")
+        save_mask(path, draws.target, mask, modules, here.trajectory.conditions, "harmonica", {})
+    monkeypatch.setattr(calibrated, "train_router", None)
+    found = run(draws, (STEPS,), ("euler",), 1, recipes=("harmonica",), artefacts=tmp_path)
+    shares = [row.flops for row in found if row.recipe == "harmonica"]
+    assert shares == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+def test_edits_are_measured_in_their_region():
+    found = list(run(EditPainter("tiny-flux-edit"), (6,), ("euler",), 2, recipes=("regione",)))
+    plain, cached = found[0], found[-1]
+    assert (plain.measures["region"], plain.measures["recognized"]) == (100, 1)
+    assert cached.refused == ""
+    assert 0.3 < cached.flops < 1
+    # What an edit may not change lies outside of its region, and nothing changes there.
+    assert cached.measures["region"] < cached.measures["psnr"] < 100
+
+
+def test_a_policy_is_measured_in_its_closed_loop():
+    draws = ControlPainter("tiny-policy")
+    plain = draws.draw(3, "ddpm", 0, 4)
+    with accelerated(draws.target, "taylorseer", every=2, warmup=1):
+        found = draws.judge(draws.draw(3, "ddpm", 0, 4), plain, 0)
+    assert found["psnr"] < draws.judge(plain, plain, 0)["psnr"] == 100
+    assert found["reached"] in (0, 0.25, 0.5, 0.75, 1)
+    there = plain.clone()
+    there[:, -1, :2] = World.draw(4, torch.Generator().manual_seed(0)).goal
+    there[0, -1, 2] = 1  # met the wall
+    assert draws.judge(there, plain, 0)["reached"] == 0.75
+    assert draws.shown(plain, 0).shape == (4, 3, 64, 64)
+
+
+def test_clips_are_shown_frame_beside_frame():
+    draws = VideoPainter("tiny-video-dit")
+    clips = draws.draw(2, "euler", 0, 2)
+    found = draws.judge(clips, clips, 0)
+    assert (found["psnr"], found["motion"]) == (100, 100)
+    shown = draws.shown(clips, 0)
+    assert shown.shape == (2, 3, 16, 8 * 16)
+    assert torch.equal(shown[1, :, :, 16:32], clips[1, :, 1])
+
+
+def test_equal_pictures_stand_at_the_edge_of_the_chart_and_do_not_stretch_it():
+    def row(recipe: str, flops: float, decibels: float) -> Row:
+        return Row("m", 6, "euler", recipe, recipe, flops, measures={"psnr": decibels})
+
+    rows = [row("a", 0.3, 30.0), row("a", 0.5, 40.0), row("b", 0.9, 100.0)]
+    measure = next(m for m in MEASURES if m.name == "psnr")
+    drawn = against_flops(rows, measure, series(rows), charts.LARGE)
+    assert "≥ 70" in drawn
+    assert "identical" in drawn
+    assert ">40.0<" in drawn
+    assert ">60.0<" not in drawn
+    assert "≥ 70" not in against_flops(rows[:2], measure, series(rows), charts.LARGE)
 
 
 def test_the_commands_write_what_they_say(tmp_path):

@@ -31,7 +31,7 @@ def painter_options(command: Any) -> Any:
         click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
                      help="What a pipeline draws; several are drawn in turn."),
         click.option("--model", "-m", required=True, metavar="NAME_PATH_OR_ID",
-                     help="An image model of the zoo, or a pipeline's folder or hub id."),
+                     help="A diffusion model of the zoo, or a pipeline's folder or hub id."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -132,12 +132,21 @@ def plan_diffusion(
     metavar="A,B,'C + D'",
     help="Only these; planned, planned reuse and reuse are among them. [default: all]",
 )
-@click.option("--steps", default="30", show_default=True, help="Denoising steps: 20,30,50.")
+@click.option(
+    "--steps", default="", help="Denoising steps: 20,30,50. [default: what is usual for the model]"
+)
 @click.option("--solvers", default="", help="Of a zoo model: euler,dpm. [default: the first]")
 @click.option(
     "--pictures", type=click.IntRange(min=1), default=64, show_default=True, help="Per setting."
 )
 @click.option("--seed", default=1_000, show_default=True, help="Noise of the first picture.")
+@click.option(
+    "--artefacts",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Keep what is calibrated here; routers in it (MODEL-STEPS-SOLVER/harmonica-SHARE"
+    ".safetensors) are used instead of trained.",
+)
 @click.option(
     "--out",
     "folder",
@@ -158,23 +167,27 @@ def eval_diffusion(
     solvers: str,
     pictures: int,
     seed: int,
+    artefacts: Path | None,
     folder: Path | None,
     as_json: bool,
 ) -> None:
     """Measure how near recipes stay to the uncached pictures, and for how much computation.
 
     Writes frontier.json and report.html to the run folder: charts, pictures beside the uncached
-    ones, and all numbers.
+    ones, and all numbers. Models of the zoo are images, clips, edits or a control policy; each has
+    recipes of its own beside the common ones, calibrated on other noise.
 
     \b
     Example:
       recollect eval-diffusion --model tiny-dit --steps 20,30 --solvers euler,dpm --out runs/dit
+      recollect eval-diffusion --model tiny-flux-edit --pictures 32
     """
     painter = _load(model, prompts, dtype, device, threads)
     chosen = tuple(_solver(painter, name) for name in words(solvers)) or painter.solvers[:1]
     folder = folder or Path("runs") / Path(model).name
-    rows, page = measure(painter, counts(steps, "steps"), chosen, pictures, seed,
-                         words(recipes), folder)  # fmt: skip
+    numbers = counts(steps, "steps") if steps else (painter.steps,)
+    rows, page = measure(painter, numbers, chosen, pictures, seed, words(recipes), folder,
+                         artefacts)  # fmt: skip
     if as_json:
         slim = [{k: v for k, v in vars(row).items() if k != "samples"} for row in rows]
         print_json({"run": str(folder), "report": str(page), "rows": slim})
@@ -191,6 +204,7 @@ def measure(
     seed: int,
     recipes: tuple[str, ...],
     folder: Path,
+    artefacts: Path | None = None,
 ) -> tuple[list[Any], Path]:
     """Run the frontier with a line that says what is drawn; write results and report."""
     import diffusers
@@ -202,7 +216,8 @@ def measure(
 
     with err.status("drawing …") as status:
         rows = list(run(painter, steps, solvers, pictures, seed, recipes,
-                        progress=lambda what: status.update(f"{what} …")))  # fmt: skip
+                        progress=lambda what: status.update(f"{what} …"),
+                        artefacts=artefacts))  # fmt: skip
     about = {
         "model": painter.name,
         "pictures": pictures,
@@ -227,7 +242,7 @@ def show(rows: list[Any]) -> None:
             table.add_column(column, justify="right")
         mine = [r for r in rows if (r.steps, r.solver) == mode and not r.refused]
         for row in sorted(mine, key=lambda r: (-r.flops, -r.measures["psnr"])):
-            cells = (format(row.measures[m.name], m.form) for m in measures)
+            cells = (m.words(row.measures[m.name]) for m in measures)
             table.add_row(row.setting, f"{row.flops:.0%}", *cells, f"{row.bytes / 1024:.0f}")
         out.print(table)
 
@@ -239,12 +254,10 @@ def _load(
         import torch
 
         from recollect.evaluate.diffusion.painters import painter
-        from recollect.zoo import images
 
         if threads is not None:
             torch.set_num_threads(threads)
-        how = {} if model in images.names() else {"dtype": getattr(torch, dtype), "device": device}
-        return painter(model, prompts, **how)
+        return painter(model, prompts, dtype=getattr(torch, dtype), device=device)
 
 
 def _solver(painter: Any, name: str | None) -> str:

@@ -9,7 +9,7 @@ import torch
 from recollect.diffusion.sites import Modules
 from recollect.errors import RecipeError
 
-SCORES = ("values", "attention")
+SCORES = ("values", "attention", "random")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Tokens(Modules):
         on_attention, on_feed_forward: factors of these modules; those of DiT by default.
         slope: the factor of a block falls from ``1 + slope`` to ``1 - slope`` over the model.
         by: importance of a token: the norm of its `values` in self-attention, which any kernel
-            leaves to see, or the `attention` it receives, whose map is made once per full step.
+            leaves to see, the `attention` it receives, whose map is made once per full step, or
+            `random`, another lot on every step, to compare with.
         age: weight of how long a token was not computed, in full intervals.
         bonus: added to the best token of every cell of 2 x 2, so that they spread over the image.
     """

@@ -95,6 +95,9 @@ class TokenWalk(ModuleWalk):
         score = notes.scores.get(part.block)
         if score is None or score.shape != kept.shape[:2]:
             score = kept.float().norm(dim=-1)  # a stream without a self-attention of its own
+        if self._site.by == "random":
+            lot = torch.Generator().manual_seed(1_000 * evaluation.step.index + part.block)
+            score = torch.rand(kept.shape[:2], generator=lot).to(kept.device)
         age = notes.ages.get(name)
         age = torch.zeros(kept.shape[:2], device=kept.device) if age is None else age
         every = getattr(evaluation.policy.gate, "every", 1)

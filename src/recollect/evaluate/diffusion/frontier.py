@@ -8,23 +8,23 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from recollect.diffusion import accelerated
-from recollect.errors import HostError, StoreError
+from recollect.errors import HostError, RecipeError, StoreError
 from recollect.evaluate.diffusion.painters import Painter
-from recollect.evaluate.diffusion.settings import SHARES, settings
-from recollect.evaluate.pictures import psnr, ssim
+from recollect.evaluate.diffusion.settings import SHARES, recipes_for, settings
+from recollect.evaluate.diffusion.workbench import Setting, Workbench
 
 FEWER = "fewer steps"
 UNCACHED = "uncached"
-_CALIBRATION = 5_000  # seed of the pictures that schedules are planned on
-_CEILING = 100.0  # decibels of equal pictures
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,17 @@ class Row:
     """One setting, drawn and measured.
 
     Attributes:
-        steps, solver: how the pictures were drawn.
+        model, steps, solver: how the pictures were drawn.
         recipe, setting: what was cached; `fewer steps` and `uncached` are the baselines.
         flops: share of the uncached floating-point operations.
         seconds: processor time of the drawing, in all threads.
         bytes: state held at the end.
-        measures: by name: psnr, ssim, and what the painter's judge adds.
+        measures: by name: what the painter's judge says.
         refused: why the model could not be drawn with; then nothing else is known.
-        samples: some pictures as PNG, in base64.
+        samples: some of them as PNG, in base64.
     """
 
+    model: str
     steps: int
     solver: str
     recipe: str
@@ -63,6 +64,7 @@ def run(
     recipes: tuple[str, ...] = (),
     shown: int = 6,
     progress: Callable[[str], None] = lambda name: None,
+    artefacts: Path | None = None,
 ) -> Iterator[Row]:
     """Every setting for every number of steps and solver, one row at a time.
 
@@ -72,67 +74,103 @@ def run(
         solvers: of the painter's.
         pictures: per setting.
         seed: of the first picture; the others follow.
-        recipes: only these; all by default.
+        recipes: only these; by default all that are meant for such a model.
         shown: pictures kept in a row.
         progress: told what is drawn next.
+        artefacts: where to keep what is calibrated; routers that lie there already, as
+            ``MODEL-STEPS-SOLVER/harmonica-SHARE.safetensors``, are used.
+
+    Raises:
+        RecipeError: a recipe that no range of settings is known of.
     """
+    wanted = recipes_for(painter, recipes)
     for count in steps:
         for solver in solvers:
-            yield from _run(painter, count, solver, pictures, seed, recipes, shown, progress)
+            with TemporaryDirectory() as temporary:
+                bench = Workbench(
+                    painter, count, solver, min(16, pictures), artefacts or Path(temporary)
+                )
+                yield from _Frontier(bench, pictures, seed, shown, progress).rows(wanted)
 
 
-def _run(
-    painter: Painter,
-    steps: int,
-    solver: str,
-    pictures: int,
-    seed: int,
-    recipes: tuple[str, ...],
-    shown: int,
-    progress: Callable[[str], None],
-) -> Iterator[Row]:
-    def measured(recipe: str, setting: str, count: int = steps) -> tuple[Row, torch.Tensor, int]:
-        with FlopCounterMode(display=False) as counter:
-            started = time.process_time()
-            drawn = painter.draw(count, solver, seed, pictures)
-            seconds = time.process_time() - started
-        flops = counter.get_total_flops()
-        kept = drawn if plain is None else plain
-        measures = {
-            "psnr": float(psnr(drawn, kept).clamp_max(_CEILING).mean()),
-            "ssim": float(ssim(drawn, kept).mean()),
-            **painter.judge(drawn, kept),
-        }
-        share = flops / (whole or flops)
-        samples = tuple(map(png, drawn[:shown]))
-        row = Row(
-            steps, solver, recipe, setting, share, seconds, measures=measures, samples=samples
-        )
-        return row, drawn, flops
+class _Frontier:
+    """One number of steps and one solver, beside its uncached pictures."""
 
-    plain: torch.Tensor | None = None
-    whole = 0
-    progress(f"{steps} steps, {solver}: {UNCACHED}")
-    first, plain, whole = measured(UNCACHED, f"{steps} steps")
-    yield first
-    for share in SHARES:
-        count = max(1, round(share * steps))
-        progress(f"{steps} steps, {solver}: {count} steps")
-        yield measured(FEWER, f"{count} steps", count)[0]
+    def __init__(
+        self,
+        bench: Workbench,
+        pictures: int,
+        seed: int,
+        shown: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.bench, self.painter = bench, bench.painter
+        self.pictures, self.seed, self.shown, self.progress = pictures, seed, shown, progress
+        self.plain: torch.Tensor | None = None
+        self.whole = 0  # operations of the uncached drawing
 
-    def calibrate() -> None:
-        painter.draw(steps, solver, _CALIBRATION, min(16, pictures))
+    def rows(self, recipes: Sequence[str]) -> Iterator[Row]:
+        """The uncached pictures, fewer steps, and every setting of the recipes."""
+        steps = self.bench.steps
+        base = self.painter.base
+        with nullcontext() if base is None else accelerated(self.painter.target, base):
+            yield self._measured(UNCACHED, f"{steps} steps", steps)
+            for share in SHARES:
+                count = max(1, round(share * steps))
+                yield self._measured(FEWER, f"{count} steps", count)
+        for recipe in recipes:
+            self._tell(recipe)
+            try:
+                for setting in settings(self.bench, recipe):
+                    yield self._cached(setting)
+            except (HostError, RecipeError) as error:  # nothing fits, or calibration found nothing
+                yield self._row(recipe, recipe, refused=str(error))
 
-    for setting in settings(painter.target, calibrate, steps, recipes):
-        progress(f"{steps} steps, {solver}: {setting.name}")
+    def _cached(self, setting: Setting) -> Row:
         try:
-            with accelerated(painter.target, setting.policy) as acceleration:
-                row, _, _ = measured(setting.recipe, setting.name)
-                held = acceleration.report().nbytes
+            with accelerated(self.painter.target, setting.policy) as acceleration:
+                row = self._measured(setting.recipe, setting.name, self.bench.steps, setting.sigmas)
+                return replace(row, bytes=acceleration.report().nbytes)
         except HostError as error:
-            yield Row(steps, solver, setting.recipe, setting.name, refused=str(error))
-            continue
-        yield replace(row, bytes=held)
+            return self._row(setting.recipe, setting.name, refused=str(error))
+
+    def _measured(
+        self, recipe: str, name: str, steps: int, sigmas: Sequence[float] | None = None
+    ) -> Row:
+        self._tell(name)
+        started = time.process_time()
+        with counting() as total:
+            drawn = self.painter.draw(steps, self.bench.solver, self.seed, self.pictures, sigmas)
+        seconds = time.process_time() - started
+        if self.plain is None:
+            self.plain, self.whole = drawn, total()
+        return self._row(
+            recipe,
+            name,
+            flops=total() / self.whole,
+            seconds=seconds,
+            measures=self.painter.judge(drawn, self.plain, self.seed),
+            samples=tuple(map(png, self.painter.shown(drawn, self.seed)[: self.shown])),
+        )
+
+    def _row(self, recipe: str, name: str, **found: Any) -> Row:
+        bench = self.bench
+        return Row(bench.painter.name, bench.steps, bench.solver, recipe, name, **found)
+
+    def _tell(self, what: str) -> None:
+        self.progress(f"{self.bench.steps} steps, {self.bench.solver}: {what}")
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """Count the floating-point operations of layers and attention that run."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # not counted by torch
+    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
+        yield counter.get_total_flops
 
 
 def png(picture: torch.Tensor, edge: int = 96) -> str:

@@ -67,7 +67,9 @@ def _content(about: dict[str, Any], rows: Sequence[Row], markup: Any) -> dict[st
             for mode, its in groups.items()
             for measure in measures
         ],
-        "grids": [{"mode": _name(mode), "rows": _grid(its)} for mode, its in groups.items()],
+        "grids": [
+            {"mode": _name(mode), "rows": _grid(its, measures[0])} for mode, its in groups.items()
+        ],
         "tables": [
             {"mode": _name(mode), "rows": _table(its, measures)} for mode, its in groups.items()
         ],
@@ -88,7 +90,7 @@ def _tiles(rows: Sequence[Row], measure: Measure) -> list[dict[str, str]]:
     tiles = [
         {
             "title": "Best at a third of the computation",
-            "figure": f"{best.measures[measure.name]:{measure.form}} dB",
+            "figure": measure.words(best.measures[measure.name]),
             "words": f"{best.setting}, {best.flops:.0%} computed",
         }
     ]
@@ -98,14 +100,14 @@ def _tiles(rows: Sequence[Row], measure: Measure) -> list[dict[str, str]]:
         tiles.append(
             {
                 "title": "Simply fewer steps",
-                "figure": f"{base.measures[measure.name]:{measure.form}} dB",
+                "figure": measure.words(base.measures[measure.name]),
                 "words": f"{base.setting}, {base.flops:.0%} computed",
             }
         )
     return tiles
 
 
-def _grid(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _grid(rows: Sequence[Row], measure: Measure) -> list[dict[str, Any]]:
     """The uncached pictures, then each recipe's setting that is nearest to a third."""
     shown = [next(row for row in rows if row.recipe == UNCACHED)]
     for recipe in series(rows):
@@ -114,7 +116,7 @@ def _grid(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             "title": row.setting if row.recipe != UNCACHED else f"uncached, {row.setting}",
-            "words": f"{row.flops:.0%} computed, {row.measures['psnr']:.1f} dB"
+            "words": f"{row.flops:.0%} computed, {measure.words(row.measures[measure.name])}"
             if row.recipe != UNCACHED
             else "what the others are compared with",
             "samples": row.samples,

@@ -5,65 +5,98 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from recollect.diffusion.attach import denoisers
+from recollect.diffusion.policy import DiffusionPolicy
 from recollect.errors import HostError, RecipeError
-from recollect.zoo import images
+from recollect.evaluate.pictures import psnr, ssim
+from recollect.zoo import control, edits, images, videos
+
+if TYPE_CHECKING:
+    from recollect.diffusion.learned.trajectory import Trajectory
+
+CEILING = 100.0
+"""Decibels of equal pictures."""
 
 
 class Painter(ABC):
-    """Draws pictures with one model.
+    """Draws with one model.
 
     Attributes:
+        kind: which recipes are tried by default, see `settings.BY_KIND`.
         name: for reports.
         target: what `recollect.accelerate` takes.
         solvers: names that `draw` accepts.
+        steps: denoising steps that are usual.
+        grid: frames, rows and columns of visual tokens, of models of video.
+        base: what the model is drawn with where nothing is cached, if it is drawn with anything.
     """
 
+    kind: ClassVar[str]
     name: str
     target: Any
     solvers: tuple[str, ...]
+    steps: int = 30
+    grid: tuple[int, int, int] | None = None
+    base: DiffusionPolicy | None = None
 
     @abstractmethod
-    def draw(self, steps: int, solver: str, seed: int, count: int) -> torch.Tensor:
-        """Pictures (count, C, H, W) in [-1, 1]; each has its own noise, whatever the count."""
+    def draw(
+        self,
+        steps: int,
+        solver: str,
+        seed: int,
+        count: int,
+        sigmas: Sequence[float] | None = None,
+    ) -> torch.Tensor:
+        """Samples (count, …), pictures (count, C, H, W) in [-1, 1] unless said.
 
-    def judge(self, pictures: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
-        """More measures of pictures beside PSNR and SSIM, where a judge is at hand."""
-        return {}
+        Args:
+            steps: denoising steps.
+            solver: of `solvers`.
+            seed: of the first sample's noise; the others count on from it.
+            count: of samples.
+            sigmas: noise levels instead of the scheduler's own.
+
+        Raises:
+            HostError: noise levels for a model that is not given any.
+        """
+
+    def calibrate(
+        self, steps: int, solver: str, count: int, sigmas: Sequence[float] | None = None
+    ) -> None:
+        """Draw so many samples to calibrate on; their noise is not judged later."""
+        self.draw(steps, solver, _CALIBRATION, count, sigmas)
+
+    def judge(self, drawn: torch.Tensor, plain: torch.Tensor, seed: int) -> dict[str, float]:
+        """Measures of samples beside the uncached ones of the same seed."""
+        return {"psnr": decibels(drawn, plain), "ssim": float(ssim(drawn, plain).mean())}
+
+    def shown(self, drawn: torch.Tensor, seed: int) -> torch.Tensor:
+        """The samples as pictures (count, 3, H, W) to look at."""
+        return drawn
+
+    def trajectory(self, steps: int, solver: str) -> Trajectory:
+        """How a router is trained and a scheduler is had. Raises HostError where nobody knows."""
+        raise HostError(f"no trajectory of {self.name} is known; learn the schedule beforehand")
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The first denoiser."""
+        return next(iter(denoisers(self.target).values()))
 
 
-class ZooPainter(Painter):
-    """A class-conditional image model of the zoo, judged by the classifier trained beside it."""
+OUTLINES = "tiny-flux-edit-outlines"
+"""The editing model with its adapter."""
+_CALIBRATION = 5_000  # seed
 
-    solvers = ("euler", "dpm")
 
-    def __init__(self, name: str) -> None:
-        from recollect.zoo.images import classifier
-
-        self.name, self.target = name, images.load(name)
-        self._measures = classifier
-        self._net = classifier.load(images.path(name))
-
-    def draw(self, steps: int, solver: str, seed: int, count: int) -> torch.Tensor:
-        return images.sample(self.target, self._labels(count), steps, seed=seed, solver=solver)
-
-    @torch.no_grad()
-    def judge(self, pictures: torch.Tensor, plain: torch.Tensor) -> dict[str, float]:
-        labels = self._labels(len(pictures))
-        real = images.draw(labels, torch.Generator().manual_seed(99))
-        found = {
-            "perceptual": float(self._measures.perceptual(self._net, pictures, plain).mean()),
-            "recognized": float((self._net(pictures).argmax(1) == labels).float().mean()),
-        }
-        if len(pictures) > 1:  # a distance between distributions
-            found["frechet"] = self._measures.frechet(self._net, pictures, real)
-        return found
-
-    def _labels(self, count: int) -> torch.Tensor:
-        return torch.arange(count) % len(images.CLASSES)
+def decibels(drawn: torch.Tensor, plain: torch.Tensor) -> float:
+    """Mean PSNR of pictures (B, C, H, W) in [-1, 1]; equal ones count as `CEILING`."""
+    return float(psnr(drawn, plain).clamp_max(CEILING).mean())
 
 
 class PipelinePainter(Painter):
@@ -77,6 +110,7 @@ class PipelinePainter(Painter):
         arguments: further arguments of the pipeline's call (height, guidance_scale …).
     """
 
+    kind = "pipelines"
     solvers = ("own",)
 
     def __init__(
@@ -98,7 +132,15 @@ class PipelinePainter(Painter):
         self.target.set_progress_bar_config(disable=True)
         self.name, self.prompts, self.arguments = Path(name).name, tuple(prompts), arguments
 
-    def draw(self, steps: int, solver: str, seed: int, count: int) -> torch.Tensor:
+    def draw(
+        self,
+        steps: int,
+        solver: str,
+        seed: int,
+        count: int,
+        sigmas: Sequence[float] | None = None,
+    ) -> torch.Tensor:
+        levels = {} if sigmas is None else {"sigmas": list(sigmas)}
         pictures = []
         for row in range(count):
             made = self.target(
@@ -106,6 +148,7 @@ class PipelinePainter(Painter):
                 num_inference_steps=steps,
                 generator=torch.Generator().manual_seed(seed + row),
                 output_type="pt",
+                **levels,
                 **self.arguments,
             )
             pictures.append(made.images.float().cpu())
@@ -115,10 +158,31 @@ class PipelinePainter(Painter):
 def painter(name: str, prompts: Sequence[str] = (), **how: Any) -> Painter:
     """The painter of a zoo model or of a pipeline.
 
+    Args:
+        name: of a model of the zoo, or a pipeline's folder or hub id.
+        prompts: for a pipeline.
+        how: `dtype`, `device` and arguments of a pipeline's call.
+
     Raises:
         RecipeError: a pipeline without prompts.
         HostError: nothing can be loaded from that name.
     """
-    if name in images.names():
-        return ZooPainter(name)
+    from recollect.evaluate.diffusion import zoo_painters
+
+    rooms: dict[Any, Any] = {
+        images: zoo_painters.ImagePainter,
+        videos: zoo_painters.VideoPainter,
+        edits: zoo_painters.EditPainter,
+        control: zoo_painters.ControlPainter,
+    }
+    for room, made in rooms.items():
+        if name in room.names():
+            return made(name)
+    if name == OUTLINES:
+        return zoo_painters.OutlinePainter(name)
     return PipelinePainter(name, prompts, **how)
+
+
+def zoo_names() -> tuple[str, ...]:
+    """Models of the zoo that can be drawn with."""
+    return (*(name for room in (images, videos, edits, control) for name in room.names()), OUTLINES)
