@@ -58,6 +58,13 @@ def test_a_schedule_is_as_good_as_the_best_of_all(metric, count):
     assert likeness(alike, found) == pytest.approx(best)
 
 
+def test_the_last_step_is_updated_at_the_price_of_another():
+    alike = bac.similarity(features(0, 0, 5, 5, 9, 9), "l1")
+    assert bac.schedule(alike, 4, last=True) == (0, 2, 4, 5)
+    assert bac.schedule(alike, 3, last=True) == (0, 2, 5)
+    assert bac.schedule(alike, 1, last=True) == (0,)
+
+
 def test_with_consecutive_similarities_the_least_alike_steps_are_updated():
     alike = bac.similarity(features(0, 3, 3.5, 3.6, 9, 9.1), "l1")
     assert bac.schedule(bac.consecutive(alike), 3) == (0, 1, 4)
@@ -100,8 +107,12 @@ def test_a_policy_model_is_scheduled_saved_and_run(model, profiles, tmp_path):
     assert [len(found[name]) for name in found if name not in feed_forward] == [4] * 4
     first, last = (set(found[name]) for name in feed_forward)
     assert last <= first
-    alone = bac.module_schedules(model, profiles, updates=4, union=0)
-    assert all(len(steps) == 4 for steps in alone.values())
+    assert all(steps[-1] == STEPS - 1 for steps in found.values())
+    alone = bac.module_schedules(model, profiles, updates=4, union=0, last=False)
+    assert all(len(steps) == 4 and steps[-1] < STEPS - 1 for steps in alone.values())
+    assert len(set(alone.values())) > 1
+    together = bac.module_schedules(model, profiles, updates=4, per="model")
+    assert len(set(together.values())) == 1
     path = tmp_path / "bac.safetensors"
     made = bac.save_schedules(path, model, found, CONDITIONS)
     assert policy("bac", artefact=str(path)) == made
@@ -186,6 +197,8 @@ def test_what_does_not_fit_is_refused(model, profiles):
             bac.schedule(alike, updates)
     with pytest.raises(RecipeError, match="cosine, l1 or mse"):
         bac.similarity(features(0, 1), "dot")
+    with pytest.raises(RecipeError, match="per module or model"):
+        bac.module_schedules(model, profiles, updates=2, per="step")
     with pytest.raises(RecipeError, match="no features of"):
         bac.module_schedules(model, {}, updates=2)
     with pytest.raises(RecipeError, match="calibrate-diffusion"):

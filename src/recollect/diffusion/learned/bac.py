@@ -24,6 +24,7 @@ from recollect.diffusion.sites import Modules
 from recollect.errors import RecipeError
 
 Metric = Literal["cosine", "l1", "mse"]
+Per = Literal["module", "model"]
 
 
 def similarity(features: Sequence[torch.Tensor], metric: Metric = "cosine") -> torch.Tensor:
@@ -55,7 +56,7 @@ def consecutive(alike: torch.Tensor) -> torch.Tensor:
     return before[:, None].expand_as(alike)
 
 
-def schedule(alike: torch.Tensor, updates: int) -> tuple[int, ...]:
+def schedule(alike: torch.Tensor, updates: int, last: bool = False) -> tuple[int, ...]:
     """The update steps under which what is kept is most like what it stands for.
 
     A dynamic programme over ``D[m][j] = max_i D[m-1][i] + phi(i, j)``, where phi(i, j) sums the
@@ -64,10 +65,13 @@ def schedule(alike: torch.Tensor, updates: int) -> tuple[int, ...]:
     Args:
         alike: (K, K), `alike[t, i]` is the similarity of step t with step i.
         updates: number of update steps; step 0 is the first.
+        last: the last step is one of them, if there are two or more.
     """
     steps = len(alike)
     if not 1 <= updates <= steps:
         raise RecipeError(f"the updates are between 1 and {steps}, not {updates}")
+    if last and updates > 1:
+        return (*schedule(alike[:-1, :-1], updates - 1), steps - 1)
     # gain[i, j]: similarity with step i of all steps from i + 1 to before j
     sums = torch.cat([torch.zeros(1, steps, dtype=alike.dtype), alike.cumsum(0)])
     gain = (sums[:, :] - sums.gather(0, torch.arange(1, steps + 1)[None])).T  # (K, K + 1)
@@ -120,8 +124,14 @@ def module_schedules(
     union: int = 5,
     metric: Metric = "cosine",
     paper: bool = False,
+    last: bool = True,
+    per: Per = "module",
 ) -> dict[str, tuple[int, ...]]:
     """Update steps by module, from recorded features.
+
+    What the denoiser says last is what a solver gives back, so the last step is updated unless
+    `last` is off; a similarity of features alone does not see it (and the paper does without,
+    where the denoiser tells the noise, of which little is left by then).
 
     Args:
         model: the denoiser.
@@ -131,21 +141,32 @@ def module_schedules(
             the paper's simulations, 3 on its robots); 0 for none.
         metric: of similarity.
         paper: use similarities of consecutive steps, as the paper's text has it.
+        last: every module is updated at the last step, as one of its updates.
+        per: one schedule for each `module`, or for the `model`: then no module reads fresh values
+            beside kept ones, and the union changes nothing.
 
     Raises:
         RecipeError: more updates than steps, or features that were recorded elsewhere.
     """
+    if per not in ("module", "model"):
+        raise RecipeError(f"a schedule is made per module or model, not '{per}'")
     modules = [sub for sub in find_submodules(find_blocks(model), Modules()) if not sub.mute]
     if missing := [sub.name for sub in modules if sub.name not in profiles]:
         raise RecipeError(f"no features of {missing[0]}; record the site Modules() of this model")
-    found, errors = {}, {}
+    alike, errors = {}, {}
     for sub in modules:
         values = profiles[sub.name].values
         features = [torch.cat([t.flatten(1) for t in value], 1) for value in values]
-        alike = similarity(features, metric)
-        found[sub.name] = schedule(consecutive(alike) if paper else alike, updates)
+        seen = similarity(features, metric)
+        alike[sub.name] = consecutive(seen) if paper else seen
         if sub.kind == "feed_forward":
             errors[sub.name] = caching_error(features)
+    if per == "model":
+        together = torch.stack(
+            [one / one.abs().mean().clamp_min(1e-12) for one in alike.values()]
+        ).sum(0)
+        return dict.fromkeys(alike, schedule(together, updates, last))
+    found = {name: schedule(one, updates, last) for name, one in alike.items()}
     worst = sorted(errors, key=lambda name: errors[name], reverse=True)[:union]
     return bubble(found, [name for name in found if name in worst])
 
