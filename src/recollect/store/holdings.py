@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from recollect.core.replacement import TTL, Replacement, policy
 from recollect.core.slot_table import hash_key
 from recollect.errors import StoreError
 from recollect.store.index import MISSING, Index
-from recollect.store.tiers.base import Facts, Reservation, TierStat, check_key
+from recollect.store.tiers.base import Facts, TierStat, check_key
+from recollect.store.tiers.reservation import CountedReservation
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    pass
 
 
 @dataclass(eq=False)
@@ -292,61 +292,18 @@ class Holdings:
         self.used -= nbytes
 
 
-class ClaimedReservation(Reservation):
-    """A reservation against claimed room: counts the bytes and ends once.
-
-    Tiers fill in where bytes go (`_store`), how the entry becomes visible (`_publish`) and how its
-    room is given back (`_discard`, with the books' lock held).
-    """
+class ClaimedReservation(CountedReservation):
+    """A reservation against claimed room, which is given back with the books' lock held."""
 
     def __init__(self, books: Holdings, claim: Claim) -> None:
+        super().__init__(claim.nbytes)
         self._books, self._claim = books, claim
-        self._written = 0
-        self._ended = False
-
-    def write(self, data: Buffer) -> None:
-        self._must_be_open()
-        view = memoryview(data)
-        if self._written + view.nbytes > self._claim.nbytes:
-            raise StoreError(f"more than the {self._claim.nbytes} bytes that were reserved")
-        if view.nbytes:
-            self._store(view.cast("B"), self._written)
-            self._written += view.nbytes
-
-    def commit(self) -> None:
-        self._must_be_open()
-        missing = self._claim.nbytes - self._written
-        if missing:
-            self.abort()
-            raise StoreError(
-                f"{missing} of the {self._claim.nbytes} bytes reserved were never written"
-            )
-        try:
-            self._publish()
-        except BaseException:
-            self.abort()
-            raise
-        self._ended = True
 
     def abort(self) -> None:
         if not self._ended:
-            self._ended = True
             with self._books.lock:
-                self._discard()
+                super().abort()
 
     def __del__(self) -> None:
         if not getattr(self, "_ended", True):
             self._books.later.append(self._discard)
-
-    def _must_be_open(self) -> None:
-        if self._ended:
-            raise StoreError("this reservation has ended; reserve again")
-
-    @abstractmethod
-    def _store(self, view: memoryview, at: int) -> None: ...
-
-    @abstractmethod
-    def _publish(self) -> None: ...
-
-    @abstractmethod
-    def _discard(self) -> None: ...

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from recollect.errors import StoreError
 from recollect.store.tiers.base import NO_FACTS, Facts, Lease, Reservation, Tier, TierStat
 from recollect.store.tiers.guarded import Denied
+from recollect.store.tiers.reservation import CountedReservation
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -30,7 +31,7 @@ except ImportError as error:  # pragma: no cover
     raise StoreError("encryption needs cryptography: pip install recollect[store]") from error
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    pass
 
 HEAD = struct.Struct("<4s8s12s")  # magic, which key, nonce
 MAGIC = b"RCE1"
@@ -176,34 +177,31 @@ class EncryptedTier(Tier):
         return None
 
 
-class _EncryptedReservation(Reservation):
+class _EncryptedReservation(CountedReservation):
     """Encrypts what is written, as it comes."""
 
     def __init__(self, tier: EncryptedTier, inner: Reservation, key: bytes, nbytes: int) -> None:
-        self._inner, self._left = inner, nbytes
+        super().__init__(nbytes)
+        self._inner = inner
         nonce = os.urandom(12)
         head = HEAD.pack(MAGIC, tier._which, nonce)
         self._encryptor = Cipher(AES(tier._cipher_key(key)), GCM(nonce)).encryptor()
         self._encryptor.authenticate_additional_data(_names(head, key, nbytes))
         inner.write(head)
 
-    def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        if len(view) > self._left:
-            raise StoreError(f"{len(view) - self._left} bytes more than were reserved")
+    def _store(self, view: memoryview, at: int) -> None:
         self._inner.write(self._encryptor.update(view))
-        self._left -= len(view)
 
-    def commit(self) -> None:
-        if self._left:
-            self._inner.abort()
-            raise StoreError(f"{self._left} of the bytes reserved were never written")
+    def _publish(self) -> None:
         self._encryptor.finalize()
         self._inner.write(self._encryptor.tag)
         self._inner.commit()
 
-    def abort(self) -> None:
+    def _discard(self) -> None:
         self._inner.abort()
+
+    def __del__(self) -> None:
+        """The inner reservation sees to its own end."""
 
 
 def _names(head: bytes, key: bytes, nbytes: int) -> bytes:

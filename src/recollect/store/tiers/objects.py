@@ -28,6 +28,7 @@ from recollect.store.tiers.base import (
 )
 from recollect.store.tiers.guarded import Denied, Unreachable
 from recollect.store.tiers.partial import PartialLease
+from recollect.store.tiers.reservation import CountedReservation
 
 try:
     import obstore
@@ -254,45 +255,27 @@ class ObjectTier(Tier):
             raise StoreError(f"{self._where} says: {_first_line(error)}") from error
 
 
-class _ObjectReservation(Reservation):
+class _ObjectReservation(CountedReservation):
     """Collects the bytes here; nobody else sees any before the one put."""
 
     def __init__(self, tier: ObjectTier, key: bytes, nbytes: int) -> None:
+        super().__init__(nbytes)
         self._tier, self._key = tier, key
-        self._data: bytearray | None = bytearray(nbytes)
-        self._written = 0
+        self._data = bytearray(nbytes)
 
-    def write(self, data: Buffer) -> None:
-        body = self._body()
-        view = memoryview(data).cast("B")
-        if self._written + len(view) > len(body):
-            raise StoreError(f"more than the {len(body)} bytes that were reserved")
-        body[self._written : self._written + len(view)] = view
-        self._written += len(view)
+    def _store(self, view: memoryview, at: int) -> None:
+        self._data[at : at + view.nbytes] = view
 
-    def commit(self) -> None:
-        body = self._body()
-        try:
-            if self._written != len(body):
-                missing = len(body) - self._written
-                raise StoreError(f"{missing} of the {len(body)} bytes reserved were never written")
-            self._tier._put(self._key, body)
-        finally:
-            self.abort()
+    def _publish(self) -> None:
+        self._tier._put(self._key, self._data)
 
-    def abort(self) -> None:
-        if self._data is not None:
-            self._data = None
-            self._tier._written(self._key)
+    def _discard(self) -> None:
+        """Nothing has left this process."""
 
-    def _body(self) -> bytearray:
-        if self._data is None:
-            raise StoreError("this reservation has ended; reserve again")
-        return self._data
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.abort()
+    def _end(self) -> None:
+        super()._end()
+        self._data = bytearray()
+        self._tier._written(self._key)
 
 
 def _first_line(error: BaseException) -> str:

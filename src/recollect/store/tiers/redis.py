@@ -28,6 +28,7 @@ from recollect.store.tiers.base import (
 )
 from recollect.store.tiers.guarded import Denied, Unreachable
 from recollect.store.tiers.partial import PartialLease
+from recollect.store.tiers.reservation import CountedReservation
 
 try:
     import redis
@@ -322,25 +323,18 @@ class _Full(StoreError):
     """The server has no room."""
 
 
-class _RedisReservation(Reservation):
+class _RedisReservation(CountedReservation):
     """Pieces lie under names that only this write knows, and expire until they are committed."""
 
     def __init__(self, tier: RedisTier, key: bytes, nbytes: int, token: bytes) -> None:
+        super().__init__(nbytes)
         self._tier, self._key, self._token = tier, key, token
-        self._nbytes, self._written = nbytes, 0
         self._pieces = tier._pieces(key, token, nbytes, tier.piece)
         self._sent = 0
         self._waiting = bytearray(HEAD.pack(MAGIC, token, nbytes, tier.piece))
-        self._done = False
         tier._count("_writing")
 
-    def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        if self._done:
-            raise StoreError("this reservation has ended; reserve again")
-        if self._written + len(view) > self._nbytes:
-            raise StoreError(f"more than the {self._nbytes} bytes that were reserved")
-        self._written += len(view)
+    def _store(self, view: memoryview, at: int) -> None:
         while view:
             room = self._piece_length() - len(self._waiting)
             self._waiting += view[:room]
@@ -348,34 +342,24 @@ class _RedisReservation(Reservation):
             if len(self._waiting) == self._piece_length() and self._sent + 1 < len(self._pieces):
                 self._send()
 
-    def commit(self) -> None:
-        if self._done:
-            raise StoreError("this reservation has ended; reserve again")
-        if self._written != self._nbytes:
-            missing = self._nbytes - self._written
-            self.abort()
-            raise StoreError(f"{missing} of the {self._nbytes} bytes reserved were never written")
+    def _publish(self) -> None:
         tier = self._tier
-        try:
-            self._send()
-            names = [tier._key(self._key, "entry"), tier._key(self._key, "writing")]
-            with tier._speaking():
-                kept = tier._commit(keys=[*names, *self._pieces], args=[self._token, tier.ttl_ms])
-        except StoreError:
-            self.abort()
-            raise
+        self._send()
+        names = [tier._key(self._key, "entry"), tier._key(self._key, "writing")]
+        with tier._speaking():
+            kept = tier._commit(keys=[*names, *self._pieces], args=[self._token, tier.ttl_ms])
         if not kept:
-            self.abort()
             raise StoreError("the write took too long or was evicted meanwhile; write it again")
-        self._end()
 
-    def abort(self) -> None:
-        if self._done:
-            return
-        self._end()
+    def _discard(self) -> None:
         names = [self._tier._key(self._key, "writing"), *self._pieces]
         with suppress(StoreError), self._tier._speaking():  # out of reach: all of it expires
             self._tier._abort(keys=names, args=[self._token])
+
+    def _end(self) -> None:
+        super()._end()
+        self._waiting = bytearray()
+        self._tier._count("_writing", by=-1)
 
     def _piece_length(self) -> int:
         return self._tier.piece + (HEAD.size if self._sent == 0 else 0)
@@ -389,15 +373,6 @@ class _RedisReservation(Reservation):
             pipe.execute()
         self._sent += 1
         self._waiting = bytearray()
-
-    def _end(self) -> None:
-        self._done = True
-        self._waiting = bytearray()
-        self._tier._count("_writing", by=-1)
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.abort()
 
 
 def _read_head(raw: Any) -> tuple[bytes, int, int] | None:

@@ -32,6 +32,7 @@ from recollect.store.tiers.base import (
     check_key,
 )
 from recollect.store.tiers.disk import DiskTier
+from recollect.store.tiers.reservation import CountedReservation
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -299,12 +300,13 @@ class RedundantTier(Tier):
                 self._counts[name] += by
 
 
-class _ParityReservation(Reservation):
+class _ParityReservation(CountedReservation):
     """Writes slices as they come and the parity at the end; done without one member if it fails."""
 
     def __init__(
         self, tier: RedundantTier, key: bytes, slot: bytes, version: _Version, old: bytes | None
     ) -> None:
+        super().__init__(version.nbytes)
         self._tier, self._key, self._slot, self._version = tier, key, slot, version
         self._old = old
         self._slices = len(tier.members) - 1
@@ -312,8 +314,7 @@ class _ParityReservation(Reservation):
         self._parity = np.zeros(slice_length(version.nbytes, self._slices), np.uint8)
         self._shards: dict[int, Reservation] = {}
         self._digests: dict[int, Any] = {}
-        self._written = self._failures = 0
-        self._done = False
+        self._failures = 0
         tier._count("writing")
 
     def begin(self, facts: Facts) -> bool:
@@ -347,25 +348,15 @@ class _ParityReservation(Reservation):
             shard = member.reserve(self._slot, nbytes, facts)
         return shard
 
-    def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        self._open()
-        if self._written + len(view) > self._version.nbytes:
-            raise StoreError(f"more than the {self._version.nbytes} bytes that were reserved")
+    def _store(self, view: memoryview, at: int) -> None:
         for index, (first, end) in enumerate(self._places):
-            begin, stop = max(first, self._written), min(end, self._written + len(view))
+            begin, stop = max(first, at), min(end, at + len(view))
             if begin < stop:
-                part = view[begin - self._written : stop - self._written]
+                part = view[begin - at : stop - at]
                 xor_into(self._parity, part, begin - first)
                 self._send(index, part)
-        self._written += len(view)
 
-    def commit(self) -> None:
-        self._open()
-        missing = self._version.nbytes - self._written
-        if missing:
-            self.abort()
-            raise StoreError(f"{missing} of the bytes reserved were never written")
+    def _publish(self) -> None:
         self._send(self._slices, self._parity.data)
         for index in list(self._shards):
             self._send(index, self._digests[index].digest())
@@ -374,15 +365,16 @@ class _ParityReservation(Reservation):
                 shard.commit()
             except StoreError as error:
                 self._lost(index, error)
-        self._end()
         if self._old is not None and self._tier._complete(self._slot):
             self._tier._drop(self._old)
 
-    def abort(self) -> None:
-        if not self._done:
-            self._end()
-            for shard in self._shards.values():
-                shard.abort()
+    def _discard(self) -> None:
+        for shard in self._shards.values():
+            shard.abort()
+
+    def _end(self) -> None:
+        super()._end()
+        self._tier._count("writing", by=-1)
 
     def _send(self, index: int, data: Buffer) -> None:
         if index in self._shards:
@@ -404,18 +396,6 @@ class _ParityReservation(Reservation):
             self.abort()
             self._tier._drop(self._slot)
             raise StoreError(f"two members of '{self._tier.name}' failed: {error}") from error
-
-    def _open(self) -> None:
-        if self._done:
-            raise StoreError("this reservation has ended; reserve again")
-
-    def _end(self) -> None:
-        self._done = True
-        self._tier._count("writing", by=-1)
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.abort()
 
 
 def in_shared_memory(
