@@ -14,6 +14,7 @@ import torch
 from recollect.diffusion import DiffusionPolicy, accelerated, ertacache
 from recollect.diffusion.learned import gate_fits
 from recollect.diffusion.policy import policy
+from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.schedules import ModuleMask
 from recollect.diffusion.sites import Hidden, Modules
 from recollect.evaluate.pictures import psnr
@@ -100,6 +101,15 @@ def test_rectified_reuse_beats_plain_reuse(model, judge, tmp_path):
 def test_a_fitted_polynomial_beats_none(model, judge):
     fitted = gate_fits.teacache(model, calibration(model), threshold=0.1)
     beats(judge, fitted, policy("teacache", threshold=0.25), 0.5)
+
+
+def test_latents_compared_where_their_signal_is_beat_modulated_inputs(model, judge):
+    # as published: SeaCache forecasts, TeaCache's polynomial is fitted
+    fitted = gate_fits.teacache(model, calibration(model), threshold=0.1)
+    beats(judge, policy("seacache", threshold=0.3), fitted, 3)
+    # the gates alone
+    reused = policy("seacache", threshold=0.15, predictor=Reuse(), longest=None)
+    beats(judge, reused, policy("teacache", threshold=0.1), 3)
 
 
 @pytest.mark.parametrize("recipe", ["fbcache", "dbcache"])

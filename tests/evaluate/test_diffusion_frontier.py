@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from recollect.cli import main
 from recollect.diffusion import accelerated
@@ -19,6 +20,7 @@ from recollect.errors import HostError, RecipeError, StoreError
 from recollect.evaluate.diffusion import calibrated
 from recollect.evaluate.diffusion.chart import MEASURES, against_flops, series
 from recollect.evaluate.diffusion.frontier import FEWER, UNCACHED, Row, load, run, save
+from recollect.evaluate.diffusion.operations import Operations
 from recollect.evaluate.diffusion.page import page, write_page
 from recollect.evaluate.diffusion.painters import Painter, painter
 from recollect.evaluate.diffusion.settings import BY_KIND, KNOBS, NAMES, settings
@@ -60,6 +62,18 @@ def test_computation_is_counted_as_it_runs(rows):
     cached = [row for row in rows if row.recipe not in (UNCACHED, FEWER)]
     assert all(row.bytes > 0 for row in cached)
     assert all(row.measures["psnr"] < 100 for row in cached if row.flops < 1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operations_are_those_that_torch_counts_and_attention(mode):
+    model, labels = ImagePainter("tiny-dit").target, torch.arange(2)
+    given = {"timestep": torch.ones(2), "class_labels": labels}
+    latent = torch.randn(2, 48, 4, 4)
+    with mode(), Operations() as counted, FlopCounterMode(display=False) as torchs:
+        model(latent, **given)
+    blocks, tokens, width = 6, 16, 64
+    attention = blocks * 2 * (2 * 2 * tokens * tokens * width)  # two products for two pictures
+    assert counted.total == torchs.get_total_flops() + attention
 
 
 def test_results_are_read_back(rows, tmp_path):

@@ -8,17 +8,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from recollect.diffusion import accelerated
 from recollect.errors import HostError, RecipeError, StoreError
+from recollect.evaluate.diffusion.operations import Operations
 from recollect.evaluate.diffusion.painters import Painter
 from recollect.evaluate.diffusion.settings import SHARES, recipes_for, settings
 from recollect.evaluate.diffusion.workbench import Setting, Workbench
@@ -139,15 +139,15 @@ class _Frontier:
     ) -> Row:
         self._tell(name)
         started = time.process_time()
-        with counting() as total:
+        with Operations() as operations:
             drawn = self.painter.draw(steps, self.bench.solver, self.seed, self.pictures, sigmas)
         seconds = time.process_time() - started
         if self.plain is None:
-            self.plain, self.whole = drawn, total()
+            self.plain, self.whole = drawn, operations.total
         return self._row(
             recipe,
             name,
-            flops=total() / self.whole,
+            flops=operations.total / self.whole,
             seconds=seconds,
             measures=self.painter.judge(drawn, self.plain, self.seed),
             samples=tuple(map(png, self.painter.shown(drawn, self.seed)[: self.shown])),
@@ -159,18 +159,6 @@ class _Frontier:
 
     def _tell(self, what: str) -> None:
         self.progress(f"{self.bench.steps} steps, {self.bench.solver}: {what}")
-
-
-@contextmanager
-def counting() -> Iterator[Callable[[], int]]:
-    """Count the floating-point operations of layers and attention that run."""
-
-    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # not counted by torch
-    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
-        yield counter.get_total_flops
 
 
 def png(picture: torch.Tensor, edge: int = 96) -> str:
