@@ -52,6 +52,14 @@ def taught(routed):
     return make
 
 
+def test_the_name_to_be_routed_is_listed_with_the_upstreams_models(routed, start):
+    def models(address):
+        listed = HTTP.get(f"{address}/v1/models", headers={"authorization": "Bearer alice"})
+        return [one["id"] for one in listed.json()["data"]]
+
+    assert models(routed()[0]) == [*models(start()[0]), "auto"]
+
+
 def rate(address, answer, quality, key="alice"):
     told = {"answer": answer.headers["x-recollect-answer"], "quality": quality}
     headers = {"authorization": f"Bearer {key}"}

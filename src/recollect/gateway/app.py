@@ -19,7 +19,7 @@ from recollect.gateway.embedding import EmbeddingFront
 from recollect.gateway.feedback import Feedback
 from recollect.gateway.front import Front
 from recollect.gateway.gateway import Gateway
-from recollect.gateway.passing import Passing
+from recollect.gateway.passing import Listing, Passing
 from recollect.gateway.protocols import GENERATING
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
@@ -51,7 +51,7 @@ def create_app(config: GatewayConfig | None = None, gateway: Gateway | None = No
     for protocol in GENERATING:
         _add(app, "POST", protocol.path, Front(gateway, protocol))
     _add(app, "POST", "/v1/embeddings", EmbeddingFront(gateway))
-    _add(app, "GET", "/v1/models", Passing(gateway))
+    _add(app, "GET", "/v1/models", Listing(gateway))
     _add(app, "POST", "/recollect/feedback", Feedback(gateway))
     _add(app, "POST", "/recollect/purge", admin.purge)
     _add(app, "POST", "/recollect/replay", admin.replay)
