@@ -391,7 +391,6 @@ register(
         fallback={"site": Span(), "predictor": Taylor(order=1)},
         needs=("blocks", "images"),
         reported="no figure taken over",
-        status="experimental",
     )
 )
 register(
