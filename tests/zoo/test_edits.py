@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from recollect.errors import RecipeError, StoreError
 from recollect.zoo import edits
 from recollect.zoo.edits import classifier, sampling, train
-from recollect.zoo.edits.pairs import outline, overlap
 
 NAME = "tiny-flux-edit"
 
@@ -57,9 +56,9 @@ def test_outlines_say_where_a_far_shape_is(judge):
     assert bool((pairs.instructions[:, 0] == edits.WORDS.index("replace")).all())
     changed = (pairs.before - pairs.after).abs().amax(1, keepdim=True)
     assert float((changed * ~pairs.region).max()) < 0.1
-    assert float(overlap(pairs.after, pairs).min()) >= 0.8
-    assert float(overlap(pairs.before, pairs).mean()) < 0.6
-    drawn = outline(pairs.cover)
+    assert float(edits.overlap(pairs.after, pairs).min()) >= 0.8
+    assert float(edits.overlap(pairs.before, pairs).mean()) < 0.6
+    drawn = edits.outline(pairs.cover)
     assert drawn.shape == pairs.after.shape
     assert -1 <= float(drawn.min()) < float(drawn.max()) <= 1
     edge = (pairs.cover - 0.5).abs() < 0.1

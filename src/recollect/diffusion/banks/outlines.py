@@ -21,7 +21,6 @@ from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.schedules import Interval
 from recollect.zoo import edits
 from recollect.zoo.edits import classifier, sampling
-from recollect.zoo.edits.pairs import draw_edits, outline, overlap
 from recollect.zoo.training import begin, device_or_default
 
 NAME = "tiny-flux-edit-outlines"
@@ -128,7 +127,7 @@ def follow(
     if lora is None:
         return sampling.edit(model, drawn.before, prompt, steps, seed)
     with accelerated(model, "easycontrol", lora=lora, first=FIRST, **arguments):
-        return sampling.edit(model, drawn.before, prompt, steps, seed, outline(drawn.cover))
+        return sampling.edit(model, drawn.before, prompt, steps, seed, edits.outline(drawn.cover))
 
 
 def measure(
@@ -147,9 +146,9 @@ def measure(
         Mean overlap (intersection over union), the share of at least `FOLLOWED`, and the share
         of edits that the judge recognizes.
     """
-    drawn = draw_edits(count, torch.Generator().manual_seed(seed), far=True)
+    drawn = edits.draw_edits(count, torch.Generator().manual_seed(seed), far=True)
     pictures = follow(model, words, drawn, lora, steps, seed)
-    filled = overlap(pictures, drawn)
+    filled = edits.overlap(pictures, drawn)
     right = classifier.recognized(classifier.load(edits.path(BASE)), pictures, drawn)
     return {
         "overlap": float(filled.mean()),
@@ -168,10 +167,10 @@ class _Lesson:
 
     def loss(self) -> torch.Tensor:
         """Of noise - data at random noise levels."""
-        drawn = draw_edits(BATCH, self.generator, far=True)
+        drawn = edits.draw_edits(BATCH, self.generator, far=True)
         before, data, condition = (
             sampling.pack(pictures).to(self.device)
-            for pictures in (drawn.before, drawn.after, outline(drawn.cover))
+            for pictures in (drawn.before, drawn.after, edits.outline(drawn.cover))
         )
         noise = torch.randn(data.shape, generator=self.generator).to(self.device)
         # Mostly noisy: where a shape goes is settled early.

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from recollect.errors import RecipeError
-from recollect.zoo.edits.pairs import FAMILIES, WORDS, Edits, draw_edits, words
+from recollect.zoo.edits.pairs import (
+    FAMILIES,
+    WORDS,
+    Edits,
+    draw_edits,
+    outline,
+    overlap,
+    words,
+)
 from recollect.zoo.edits.sampling import Instructions, edit
 from recollect.zoo.images import load_folder
 
@@ -26,6 +34,8 @@ __all__ = [
     "edit",
     "load",
     "names",
+    "outline",
+    "overlap",
     "path",
     "words",
 ]
