@@ -337,7 +337,6 @@ register(
         stages={"conditions": ConditionBank()},
         needs=("condition tokens", "adapter"),
         reported="latency 58% lower with one condition, against no cache",
-        status="experimental",
     ),
     Recipe(
         name="reference-bank",
@@ -409,6 +408,5 @@ register(
         },
         needs=("blocks", "guidance"),
         reported="no figure taken over",
-        status="experimental",
     )
 )
