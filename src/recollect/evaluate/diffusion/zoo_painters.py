@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -21,7 +20,6 @@ from recollect.evaluate.pictures import psnr
 from recollect.zoo import control, edits, images, videos
 from recollect.zoo.control.rollouts import STEPS, act
 from recollect.zoo.control.task import World
-from recollect.zoo.edits.pairs import outline, overlap
 
 
 class ImagePainter(Painter):
@@ -184,11 +182,11 @@ class OutlinePainter(EditPainter):
     def __init__(self, name: str) -> None:
         super().__init__(outlines.BASE)
         self.name = name
-        lora = str(Path(edits.path(outlines.BASE)) / "outlines.safetensors")
+        lora = edits.adapter(outlines.BASE, "outlines")
         self.base = policy("easycontrol", lora=lora, first=outlines.FIRST, reuse=False)
 
     def judge(self, drawn: torch.Tensor, plain: torch.Tensor, seed: int) -> dict[str, float]:
-        filled = overlap(drawn, self.asked(len(drawn), seed))
+        filled = edits.overlap(drawn, self.asked(len(drawn), seed))
         followed = (filled >= outlines.FOLLOWED).float().mean()
         return {**super().judge(drawn, plain, seed), "followed": float(followed)}
 
@@ -198,7 +196,7 @@ class OutlinePainter(EditPainter):
     def condition(self, asked: edits.Edits) -> torch.Tensor | None:
         from recollect.zoo.edits import sampling
 
-        return sampling.pack(outline(asked.cover))
+        return sampling.pack(edits.outline(asked.cover))
 
 
 class ControlPainter(Painter):
