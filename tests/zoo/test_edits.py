@@ -94,8 +94,9 @@ def test_a_short_training_leaves_a_model_that_loads(tmp_path, monkeypatch):
     assert {"judge.safetensors", "card.json", "config.json", "instructions.safetensors"} <= {
         file.name for file in tmp_path.iterdir()
     }
-    edits.Instructions.load(tmp_path)
-    edits.load_folder(tmp_path)
+    model, instructions = edits.load_folder(tmp_path)
+    prompt = instructions(edits.words("recolour the bar red")[None])
+    assert edits.edit(model, drawn(1).before, prompt, steps=1).shape == (1, 3, 16, 16)
 
 
 def test_wrong_requests_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recollect.errors import RecipeError
+from recollect.zoo import images
 from recollect.zoo.edits.pairs import (
     FAMILIES,
     WORDS,
@@ -22,7 +23,6 @@ from recollect.zoo.edits.pairs import (
     words,
 )
 from recollect.zoo.edits.sampling import Instructions, edit
-from recollect.zoo.images import load_folder
 
 __all__ = [
     "FAMILIES",
@@ -33,6 +33,7 @@ __all__ = [
     "draw_edits",
     "edit",
     "load",
+    "load_folder",
     "names",
     "outline",
     "overlap",
@@ -66,5 +67,9 @@ def adapter(name: str, condition: str) -> str:
 
 def load(name: str) -> tuple[Any, Instructions]:
     """The model of that name, ready for inference, and its encoder of instructions."""
-    folder = path(name)
-    return load_folder(folder), Instructions.load(folder)
+    return load_folder(path(name))
+
+
+def load_folder(folder: str | Path) -> tuple[Any, Instructions]:
+    """The same from a folder that `recollect zoo train` has written."""
+    return images.load_folder(folder), Instructions.load(folder)

@@ -16,7 +16,18 @@ from recollect.zoo.videos.captions import Captions
 from recollect.zoo.videos.clips import FRAMES, MOTIONS, SHAPES, draw
 from recollect.zoo.videos.sampling import sample
 
-__all__ = ["FRAMES", "MOTIONS", "SHAPES", "Captions", "draw", "load", "names", "path", "sample"]
+__all__ = [
+    "FRAMES",
+    "MOTIONS",
+    "SHAPES",
+    "Captions",
+    "draw",
+    "load",
+    "load_folder",
+    "names",
+    "path",
+    "sample",
+]
 
 _FOLDER = Path(__file__).parent / "models"
 
@@ -35,11 +46,15 @@ def path(name: str) -> str:
 
 def load(name: str) -> tuple[Any, Captions]:
     """The model of that name, ready for inference, and its table of captions."""
+    return load_folder(path(name))
+
+
+def load_folder(folder: str | Path) -> tuple[Any, Captions]:
+    """The same from a folder that `recollect zoo train` has written."""
     from diffusers import WanTransformer3DModel
 
-    folder = path(name)
     # `from_pretrained` wants accelerate for a model with modules that are kept in float32.
-    model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+    model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(str(folder)))
     weights = load_file(Path(folder) / "diffusion_pytorch_model.safetensors")
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return model.eval(), Captions.load(folder)
