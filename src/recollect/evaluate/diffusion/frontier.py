@@ -25,6 +25,7 @@ from recollect.evaluate.diffusion.workbench import Setting, Workbench
 
 FEWER = "fewer steps"
 UNCACHED = "uncached"
+_MORE = (0.75, 0.6)  # shares of fewer steps, beside those that are planned for
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class _Frontier:
         base = self.painter.base
         with nullcontext() if base is None else accelerated(self.painter.target, base):
             yield self._measured(UNCACHED, f"{steps} steps", steps)
-            for share in SHARES:
-                count = max(1, round(share * steps))
+            counts = {max(1, round(share * steps)) for share in (*_MORE, *SHARES)}
+            for count in sorted(counts, reverse=True):
                 yield self._measured(FEWER, f"{count} steps", count)
         for recipe in recipes:
             self._tell(recipe)
