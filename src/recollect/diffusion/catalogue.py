@@ -325,7 +325,6 @@ register(
         needs=("reference tokens", "euler"),
         reported="Step1X-Edit 2.57x at PSNR 30.5; FLUX.1 Kontext 2.41x at 32.1; "
         "Qwen-Image-Edit 2.06x at 31.1",
-        status="experimental",
     ),
     Recipe(
         name="easycontrol",
