@@ -90,7 +90,8 @@ def _quantized(bench: Workbench, name: str) -> Iterator[Setting]:
         except HostError:
             continue  # nothing in this model depends on time alone
         chosen = policy(name, companions=(integers, table))
-        yield Setting(name, f"{name} W{bits}A8, temporal features", chosen)
+        series = f"{name}, temporal features"
+        yield Setting(series, f"{name} W{bits}A8, temporal features", chosen)
 
 
 def _cachequant(bench: Workbench, name: str) -> Iterator[Setting]:
