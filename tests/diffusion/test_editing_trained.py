@@ -141,11 +141,10 @@ def test_a_decay_with_the_ratios_of_the_velocities_is_exact():
     assert fitted.ratio(2) == pytest.approx(0.9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1000, 2000])
 def test_bank_and_refresh_are_worth_it_and_so_is_the_whole_against_fewer_steps(loaded, seed):
     """At 28 steps: without bank or refresh it is worse; fewer steps of more FLOPs are too."""
-    _, arguments = given(loaded, 8, seed)
+    _, arguments = given(loaded, 4, seed)
 
     def decibels(steps: int, spec: str | None, **changed) -> float:
         found = edit(loaded[0], sigmas=levels(steps), spec=spec, **arguments, **changed)
