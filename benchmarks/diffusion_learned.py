@@ -1,12 +1,13 @@
 """Question: what do learned and profiled schedules add to uniform ones at equal computation?
 
     python benchmarks/diffusion_learned.py
-    python benchmarks/diffusion_learned.py --part images --pictures 8 --json /tmp/images.json
+    python benchmarks/diffusion_learned.py --part images --pictures 8 --json elsewhere
 
 ERTACache's stages, calibrated MagCache and TeaCache, and a router of HarmoniCa (`--router`, made
 by `recollect calibrate-diffusion harmonica --model tiny-dit --steps 20`): decibels to the uncached
 picture of the same noise, against uniform and random schedules. BAC on tiny-policy: how many
-episodes still end at the goal, with the share of the modules that run.
+episodes still end at the goal, how far plans are from the uncached ones of the same noise, and how
+many take another way, with the share of the modules that run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from recollect.evaluate.pictures import psnr
 from recollect.zoo import control
 
 STEPS = 20
+_OTHER = 0.1  # root mean square distance of plans that take different ways
 Row = dict[str, Any]
 
 
@@ -112,12 +114,15 @@ def random_mask(like: torch.Tensor, share: float, seed: int = 0) -> DiffusionPol
 
 def policy_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     """BAC on tiny-policy, in the closed loop."""
-    from recollect.zoo.control.rollouts import success
+    from recollect.zoo.control import rollouts, task
 
     subject = load("tiny-policy")
     model, steps = subject.model, subject.steps
     profiles = record_each(model, lambda: subject.draw(16, 7_000), Modules())
     rows: list[Row] = []
+
+    watched = task.observations(args.plans, torch.Generator().manual_seed(77))
+    plain = {seed: rollouts.plan(model, watched, seed) for seed in args.seeds}
 
     def judge(name: str, schedules: dict[str, tuple[int, ...]] | None) -> None:
         path = folder / "bac.safetensors"
@@ -130,7 +135,8 @@ def policy_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
         for seed in args.seeds:
             started = time.process_time()
             with accelerated(model, made, **given, repeated=("observation_encoder",)):
-                reached = success(model, args.episodes, seed)
+                reached = rollouts.success(model, args.episodes, seed)
+                apart = (rollouts.plan(model, watched, seed) - plain[seed]).square()
             updates = steps * len(profiles)
             if schedules is not None:
                 updates = sum(map(len, schedules.values()))
@@ -141,6 +147,10 @@ def policy_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
                     "seed": seed,
                     "computed": updates / (steps * len(profiles)),
                     "score": reached,
+                    "median distance of plans": float(apart.mean((1, 2)).sqrt().median()),
+                    "plans through the other gap": float(
+                        (apart.mean((1, 2)) > _OTHER**2).float().mean()
+                    ),
                     "processor seconds": time.process_time() - started,
                 }
             )
@@ -149,9 +159,16 @@ def policy_rows(args: argparse.Namespace, folder: Path) -> list[Row]:
     for updates in args.updates:
         one = tuple(round(i * steps / updates) for i in range(updates))
         judge(f"uniform {updates}", dict.fromkeys(profiles, one))
-        alone = bac.module_schedules(model, profiles, updates, union=0)
-        judge(f"bac {updates}, no union", alone)
-        judge(f"bac {updates}", bac.module_schedules(model, profiles, updates, union=3))
+        one = tuple(round(i * (steps - 1) / (updates - 1)) for i in range(updates))
+        judge(f"uniform {updates}, last step", dict.fromkeys(profiles, one))
+        for name, changed in (
+            ("as printed", {"last": False}),
+            ("no union", {"union": 0}),
+            ("bac", {}),
+            ("one for all modules", {"per": "model"}),
+        ):
+            made = bac.module_schedules(model, profiles, updates, **{"union": 3, **changed})
+            judge(f"bac {updates}" + (f", {name}" if changed else ""), made)
     return rows
 
 
@@ -173,38 +190,44 @@ def main() -> None:
     parser.add_argument("--part", choices=["images", "policy", "all"], default="all")
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--updates", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--plans", type=int, default=64, help="compared with uncached ones")
+    parser.add_argument("--updates", type=int, nargs="+", default=[10])
     parser.add_argument("--seeds", type=int, nargs="+", default=[2000, 3000])
     parser.add_argument("--router", type=Path, help="a mask of tiny-dit for 20 Euler steps")
     parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
-    default = Path(__file__).resolve().parent / "results" / "diffusion_learned.json"
-    parser.add_argument("--json", type=Path, default=default)
+    default = Path(__file__).resolve().parent / "results"
+    parser.add_argument("--json", type=Path, default=default, help="folder for diffusion_learned_*")
     args = parser.parse_args()
     parts: dict[str, Callable[[argparse.Namespace, Path], list[Row]]] = {
         "images": image_rows,
         "policy": policy_rows,
     }
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, measure in parts.items():
-            if args.part in (name, "all") and (name == "images" or control.names()):
-                rows += measure(args, Path(folder))
-    table = Table(title=f"{STEPS} steps; seeds {', '.join(map(str, args.seeds))}")
-    for column in ("model", "setting", "computed", "dB, or success", "processor s"):
-        table.add_column(column, justify="left" if column in ("model", "setting") else "right")
-    for setting in dict.fromkeys((row["model"], row["setting"]) for row in rows):
-        mine = [row for row in rows if (row["model"], row["setting"]) == setting]
+    for name, measure in parts.items():
+        if args.part in (name, "all") and (name == "images" or control.names()):
+            with tempfile.TemporaryDirectory() as folder:
+                report(name, measure(args, Path(folder)), args)
+
+
+def report(part: str, rows: list[Row], args: argparse.Namespace) -> None:
+    """Print a part's rows, and write them."""
+    table = Table(title=f"{part}; seeds {', '.join(map(str, args.seeds))}")
+    for column in ("setting", "computed", "dB, or success", "processor s"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
         scores = " / ".join(f"{row['score']:.2f}" for row in mine)
         shares = sum(row["computed"] for row in mine) / len(mine)
         seconds = sum(row["processor seconds"] for row in mine)
-        table.add_row(*setting, f"{shares:.0%}", scores, f"{seconds:.1f}")
+        table.add_row(setting, f"{shares:.0%}", scores, f"{seconds:.1f}")
     Console().print(table)
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    given = {k: v for k, v in vars(args).items() if k not in ("json", "router")}
-    report = {**given, "machine": platform.machine(), "versions": versions, "rows": rows}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written to {args.json}")
+    used = {"images": ("pictures",), "policy": ("episodes", "plans", "updates")}[part]
+    given = {name: vars(args)[name] for name in ("seeds", "busy", *used)}
+    found = {**given, "machine": platform.machine(), "versions": versions, "rows": rows}
+    path = args.json / f"diffusion_learned_{part}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"written to {path.name}")
 
 
 if __name__ == "__main__":
