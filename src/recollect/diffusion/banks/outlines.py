@@ -86,11 +86,12 @@ def train(
                 saved = time.monotonic()
 
         train_condition(model, weights, lesson.loss, steps, RATE, told)
-    adapter(model, weights, steps, torch.float16).save(path)
+    made = adapter(model, weights, steps, torch.float16)
+    made.save(path)
     card = {
         "name": name,
         "base": BASE,
-        "parameters": sum(t.numel() for pair in weights.values() for t in pair),
+        "parameters": sum(tensor.numel() for tensor in made.tensors.values()),
         "trained_on": "outlined edits drawn by recollect.zoo.edits.pairs",
         "recipe": {"script": f"recollect zoo train {name}", "steps": steps, "seed": seed},
         "minutes": round((time.monotonic() - started) / 60, 1),
