@@ -8,8 +8,8 @@ Banking77 (CC BY 4.0, Casanueva et al. 2020) and CLINC150 (CC BY 3.0, Larson et 
 intents that trained and chose nothing. `--gradient N` searches suffixes with MiniLM's weights for
 N victims; against `--encoder ngram` that is transfer.
 
-    python benchmarks/answers_redteam.py --data DATA --set independent --victims 8
-    python benchmarks/answers_redteam.py --data DATA --set kit --gradient 3 --defence none
+    python benchmarks/answers_redteam.py --data DATA --victims 16 --defence none --defence guards
+    python benchmarks/answers_redteam.py --data DATA --gradient 15 --defence none --defence guards
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main() -> None:
     options = parser.parse_args()
     minilm = make_encoder("minilm")
     encoder = Remembering(minilm if options.encoder == "minilm" else make_encoder("ngram"))
-    kit = Kit() if options.set == "kit" else independent_kit(options.data, minilm, options.victims)
+    most = max(options.victims, options.gradient)
+    kit = Kit() if options.set == "kit" else independent_kit(options.data, minilm, most)
     tau = threshold_of(encoder)
     honest = [
         pair

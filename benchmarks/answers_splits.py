@@ -6,11 +6,12 @@ that neither training nor choosing has seen.
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from answers_data import VOLATILE, Queries, banking77, clinc150
+from answers_data import VOLATILE, Queries, banking77, clinc150, paraphrases, vectors_of
 from recollect.answers.encoders import Encoder
 from recollect.answers.learning.pair_examples import Corpus
 
@@ -35,11 +36,17 @@ SHARES = {"test": 0.2, "held": 0.15}  # of the intents; the others train
 
 
 def intents_of(part: str, intents: np.ndarray) -> set[str]:
-    """The intents of ``train``, ``held`` (to choose by) or ``test``."""
+    """The intents of ``train``, ``held`` (to choose by), both (``chosen``), or ``test``."""
     names = np.random.default_rng(11).permutation(np.unique(intents))
     tests = round(SHARES["test"] * len(names))
     held = tests + round(SHARES["held"] * len(names))
-    return set({"test": names[:tests], "held": names[tests:held], "train": names[held:]}[part])
+    parts = {"test": names[:tests], "held": names[tests:held], "train": names[held:]}
+    return set((parts | {"chosen": names[tests:]})[part])
+
+
+def fold_of(intent: str) -> int:
+    """Which fifth of the intents one belongs to."""
+    return zlib.crc32(intent.encode()) % 5
 
 
 def corpora(folder: Path, encoder: Encoder, part: str) -> dict[str, Corpus]:
@@ -50,6 +57,21 @@ def corpora(folder: Path, encoder: Encoder, part: str) -> dict[str, Corpus]:
         "clinc150": clinc150(folder, ["test"] if tests else ["train", "val"], encoder),
     }
     return {name: corpus(queries, part) for name, queries in found.items()}
+
+
+def reworded(folder: Path, encoder: Encoder) -> Corpus:
+    """GPTCache's statements and their paraphrases, each pair an intent of its own: to train on."""
+    one, other = paraphrases(folder)
+    intents = np.array([f"statement {at}" for at in range(len(one))] * 2)
+    texts = [*one, *other]
+    return Corpus(texts, vectors_of(texts, encoder), intents, np.ones(len(texts), bool))
+
+
+def part_of(corpus: Corpus, fold: int) -> Corpus:
+    """The texts of a fold's intents."""
+    rows = np.flatnonzero([fold_of(intent) == fold for intent in corpus.intents])
+    texts = [corpus.texts[row] for row in rows]
+    return Corpus(texts, corpus.vectors[rows], corpus.intents[rows], corpus.shared[rows])
 
 
 def corpus(queries: Queries, part: str) -> Corpus:
@@ -76,3 +98,17 @@ def benign_pairs(
         pairs += [(rows[i], rows[j]) for i, j in near[rng.permutation(len(near))[:60]]]
     chosen = rng.permutation(len(pairs))[:count]
     return [(corpus.texts[pairs[at][0]], corpus.texts[pairs[at][1]]) for at in chosen]
+
+
+def wrong_pairs(
+    corpus: Corpus, min_similarity: float, count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Random queries and their nearest one of another intent, where it is this near or nearer."""
+    pairs = []
+    for at in np.random.default_rng(seed).permutation(len(corpus.texts)):
+        other = corpus.intents != corpus.intents[at]
+        cosines = np.where(other, corpus.vectors @ corpus.vectors[at], -1)
+        nearest = int(cosines.argmax())
+        if cosines[nearest] >= min_similarity:
+            pairs.append((corpus.texts[at], corpus.texts[nearest]))
+    return pairs[:count]

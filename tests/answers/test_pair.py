@@ -20,9 +20,10 @@ from recollect.answers.learning.questions import Questions
 from recollect.answers.verifiers import Pair
 from recollect.answers.verifiers.pair_features import FEATURES, is_typo, pair_features, turned
 from recollect.answers.verifiers.pair_model import PairModel, PairShape
+from recollect.answers.verifiers.words import read
 from recollect.errors import RecipeError, StoreError
 
-SMALL = PairShape(width=8, hidden=16)
+SMALL = PairShape(width=8, hidden=16, members=2)
 PAIRS = [
     ("lock the door", "unlock the door", False),
     ("lock the door", "please lock the door", True),
@@ -59,8 +60,25 @@ def test_training_learns_what_it_is_shown_and_order_does_not_matter(trained):
     back = np.array(trained.probabilities([pair[::-1] for pair in pairs]))
     np.testing.assert_allclose(there, back, atol=1e-5)
     assert [chance > 0.5 for chance in there] == [pair[2] for pair in PAIRS]
+    assert len(trained.members) == 2
     one_by_one = [trained.probability(*pair) for pair in pairs]
     np.testing.assert_allclose(there, one_by_one, atol=1e-4)
+
+
+def test_members_learn_from_what_they_have_seen_only(encoder):
+    import torch
+
+    torch.manual_seed(0)
+    model = PairModel(encoder, SMALL)
+    examples = [PairExample(*pair, "toy") for pair in PAIRS] * 4
+    examples += [PairExample(*pair[:2], not pair[2], "toy") for pair in PAIRS] * 4
+    right = np.arange(len(examples)) < 16
+    training = PairTraining(epochs=20, batch=8, rate=3e-3)
+    train_pairs(model, examples, training, seen=np.array([right, ~right]))
+    truth = np.array([pair[2] for pair in PAIRS])
+    for member, learned in zip(model.alone(), (truth, ~truth), strict=True):
+        chances = np.array(member.probabilities([pair[:2] for pair in PAIRS]))
+        assert ((chances > 0.5) == learned).all()
 
 
 def test_a_saved_model_is_the_same_and_belongs_to_its_encoder(trained, encoder, tmp_path):
@@ -69,7 +87,7 @@ def test_a_saved_model_is_the_same_and_belongs_to_its_encoder(trained, encoder, 
     loaded = PairModel.load(path, encoder)
     assert loaded.threshold == 0.6
     pairs = [pair[:2] for pair in PAIRS]
-    np.testing.assert_allclose(loaded.probabilities(pairs), trained.probabilities(pairs), atol=1e-6)
+    np.testing.assert_allclose(loaded.probabilities(pairs), trained.probabilities(pairs), atol=5e-3)
     tiny_bert.write(tmp_path / "other", seed=1)
     with pytest.raises(RecipeError, match="train it again"):
         PairModel.load(path, MiniLMEncoder(tmp_path / "other", window=32))
@@ -148,11 +166,14 @@ def test_examples_come_in_the_asked_numbers():
     vectors = np.ones((12, 4), np.float32) / 2
     intents = np.array(["a"] * 6 + ["b"] * 6)
     corpus = Corpus(texts, vectors, intents, np.ones(12, bool))
-    mixture = Mixture(0, 3, 4, 5, 6, 7, 8)
+    mixture = Mixture(0, 3, 4, 5, 6, 7, 8, 9)
     found = make_examples([corpus], mixture, part=None)
-    assert len(found) == 33
+    assert len(found) == 42
     assert sum(example.same for example in found) == 10
     assert found == make_examples([corpus], mixture, part=None)
+    for planted in (example for example in found if example.kind == "planted"):
+        asked, more = set(read(planted.first).content), set(read(planted.second).content)
+        assert more - asked
 
 
 @needs_minilm

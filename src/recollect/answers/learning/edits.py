@@ -292,6 +292,25 @@ class Editor:
             return self._spliced(words, more)
         return f"{text} {part} {' '.join(words[half:])}"
 
+    def planted(self, text: str, words: Sequence[str]) -> str:
+        """The text with a few words of something else set into it, at the end more often."""
+        own, bare, more = text.split(), text.rstrip("?.! "), " ".join(words)
+        if self.random.random() < 0.3:
+            more = more.capitalize()
+        kind = self.random.randrange(10)
+        if kind < 2:
+            return f"{text} {more}{self.random.choice(('', '', '.', '?'))}"
+        if kind < 4:
+            return f"{bare}{self.random.choice((' ', ', ', ' - ', ': '))}{more}{text[len(bare) :]}"
+        if kind < 6:
+            return f"{more}{self.random.choice((' ', '. ', ', ', ': ', ' - '))}{text}"
+        if kind < 8:
+            at = self.random.randrange(1, max(2, len(own)))
+            return " ".join([*own[:at], more, *own[at:]])
+        if kind == 8:
+            return f"{bare} {self.random.choice(('or', 'and', 'with', 'for', 'as'))} {more}"
+        return " ".join(self.random.choice(((text, text, more), (text, more, text))))
+
     def _spliced(self, left: list[str], right: list[str]) -> str:
         left, right, parts = list(left), list(right), []
         while left or right:

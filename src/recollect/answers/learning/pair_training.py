@@ -28,7 +28,7 @@ class PairTraining:
         seed: of the order of the pairs.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 64
     rate: float = 1e-3
     decay: float = 0.02
@@ -60,8 +60,18 @@ def train_pairs(
     training: PairTraining,
     prepared: Prepared | None = None,
     progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    seen: np.ndarray | None = None,
 ) -> None:
-    """Train in place; `progress` is told step, steps and the mean loss of the last 50 steps."""
+    """Train in place.
+
+    Args:
+        model: of one or more members, which learn beside each other.
+        examples: pairs with labels.
+        training: how.
+        prepared: what `prepare` made of these examples.
+        progress: told step, steps and the mean loss of the last 50 steps.
+        seen: (members, N) which member learns from which example; all of all when None.
+    """
     pieces, features = prepared or prepare(model, examples)
     rng = np.random.default_rng(training.seed)
     if model.shape.rules:
@@ -69,6 +79,9 @@ def train_pairs(
         model.spread.copy_(torch.from_numpy(features.std(0) + 1e-3))
     lengths = np.array([max(len(pieces[text].ids) for text in e[:2]) for e in examples])
     fit = np.flatnonzero([min(len(pieces[text].ids) for text in e[:2]) > 0 for e in examples])
+    if seen is None:
+        seen = np.ones((model.shape.members, len(examples)), bool)
+    weights = seen.astype(np.float32)
     steps = training.epochs * -(-len(fit) // training.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.rate, weight_decay=training.decay)
     warm = max(1, steps // 20)
@@ -85,8 +98,10 @@ def train_pairs(
             first, second = ([pieces[examples[row][side]] for row in rows] for side in (0, 1))
             labels = torch.tensor([float(examples[row].same) for row in rows])
             labels = labels * (1 - 2 * training.smoothing) + training.smoothing
-            logits = model(first, second, features[rows])
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+            opinions = model.opinions(first, second, features[rows])
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                opinions, labels.expand_as(opinions), torch.from_numpy(weights[:, rows])
+            )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

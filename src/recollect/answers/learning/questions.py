@@ -202,6 +202,10 @@ class Questions:
                 )
         return self._write(one, filled), self._write(other, changed)
 
+    def fillings(self) -> list[str]:
+        """All that slots are filled with."""
+        return [member for members in self._slots.values() for member in members]
+
     def _members(self, slot: str) -> list[str]:
         return self._slots[slot] if slot in self._slots else self._slots[slot.removesuffix("2")]
 

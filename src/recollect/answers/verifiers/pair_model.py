@@ -9,8 +9,8 @@ is a few hundred kilobytes. Needs torch and transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from recollect.answers.encoders.minilm import MiniLMEncoder
 from recollect.answers.verifiers.pair_features import FEATURES, pair_features
 from recollect.errors import RecipeError, StoreError
 
-SCHEMA = "recollect-pair-verifier-1"
+SCHEMA = "recollect-pair-verifier-2"
 SHARPNESS = 12.0  # of the soft alignment: weights exp(12 cos)
 
 
@@ -36,11 +36,13 @@ class PairShape:
     Attributes:
         width: of the projected word pieces, contextual and plain ones each.
         hidden: of the layer that compares a piece with its counterpart.
+        members: networks of this size from different starts; their logits are averaged.
         rules: whether the features of words and rules are used.
     """
 
     width: int = 48
     hidden: int = 96
+    members: int = 1
     rules: bool = True
 
 
@@ -71,19 +73,12 @@ class PairModel(nn.Module):
         self._lately = lru_cache(maxsize=4096)(lambda text: self.read([text])[0])
         _, host = encoder.loaded()
         self._plain = host.embeddings.word_embeddings.weight.detach()
-        width, hidden = shape.width, shape.hidden
-        self.context = nn.Linear(encoder.dim, width, bias=False)
-        self.plain = nn.Linear(encoder.dim, width, bias=False)
-        self.compare = nn.Sequential(
-            nn.Linear(8 * width + 4, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
-        )
         extra = len(FEATURES) if shape.rules else 0
         self.register_buffer("centre", torch.zeros(extra))
         self.register_buffer("spread", torch.ones(extra))
-        self.judge = nn.Sequential(
-            nn.Linear(6 * hidden + 1 + extra, hidden), nn.GELU(), nn.Dropout(0.1),
-            nn.Linear(hidden, 1),
-        )  # fmt: skip
+        self.members = nn.ModuleList(
+            _Member(encoder.dim, shape.width, shape.hidden, extra) for _ in range(shape.members)
+        )
 
     def read(self, texts: Sequence[str]) -> list[Pieces]:
         """Word pieces of texts, from the frozen encoder."""
@@ -95,26 +90,33 @@ class PairModel(nn.Module):
         self, first: Sequence[Pieces], second: Sequence[Pieces], features: np.ndarray
     ) -> torch.Tensor:
         """Logits (B,); `features` (B, F) as `pair_features` gives them."""
+        return self.opinions(first, second, features).mean(0)
+
+    def opinions(
+        self, first: Sequence[Pieces], second: Sequence[Pieces], features: np.ndarray
+    ) -> torch.Tensor:
+        """Logits (members, B) of each member."""
         a, b = self._side(first), self._side(second)
         cosines = a.unit @ b.unit.mT
-        plain = a.plain_unit @ b.plain_unit.mT
+        plain = a.plain @ b.plain.mT
         same = (a.ids[:, :, None] == b.ids[:, None, :]).float()
         both = (a.mask[:, :, None] * b.mask[:, None, :]) == 0
         scores = (cosines + plain).masked_fill(both, -1e4) / 2
-        compared = (
-            self._compared(a, b, scores, cosines, plain, same),
-            self._compared(b, a, scores.mT, cosines.mT, plain.mT, same.mT),
-        )
-        sums, means, tops = (
-            [pool(one, side.mask) for one, side in zip(compared, (a, b), strict=True)]
-            for pool in (_total, _mean, _top)
-        )
-        sentence = (a.sentence * b.sentence).sum(-1, keepdim=True)
-        # Sums and products of both sides do not depend on which text comes first.
-        parts = [p for pair in (sums, means, tops) for p in (pair[0] + pair[1], pair[0] * pair[1])]
+        there = _Likeness.of(scores, cosines, plain, same)
+        back = _Likeness.of(scores.mT, cosines.mT, plain.mT, same.mT)
+        known = [(a.sentence * b.sentence).sum(-1, keepdim=True)]
         if self.shape.rules:
-            parts.append((torch.as_tensor(features).float() - self.centre) / self.spread)
-        return self.judge(torch.cat([*parts, sentence], -1))[:, 0]
+            known.append((torch.as_tensor(features).float() - self.centre) / self.spread)
+        evidence = torch.cat(known, -1)
+        return torch.stack([member(a, b, there, back, evidence) for member in self.members])
+
+    def alone(self) -> Iterator[PairModel]:
+        """Each member as a model of its own, which shares its weights."""
+        for member in self.members:
+            single = PairModel(self.encoder, replace(self.shape, members=1), self.threshold)
+            single.centre, single.spread = self.centre, self.spread
+            single.members = nn.ModuleList([member])
+            yield single.eval()
 
     def probability(self, one: str, other: str) -> float:
         """That one answer serves both; texts read lately are not read again."""
@@ -145,8 +147,8 @@ class PairModel(nn.Module):
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write what was trained as safetensors; what it is goes into its header."""
-        tensors = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        """Write what was trained as safetensors, in half precision, with what it is."""
+        tensors = {name: value.half().contiguous() for name, value in self.state_dict().items()}
         about = {"schema": SCHEMA, "encoder": self.encoder.weights_digest}
         about |= {"threshold": repr(self.threshold), "shape": json.dumps(asdict(self.shape))}
         about |= {"features": " ".join(FEATURES)}
@@ -180,7 +182,7 @@ class PairModel(nn.Module):
         return model.eval()
 
     def _side(self, texts: Sequence[Pieces]) -> _Side:
-        """One text of each pair, padded; what the encoder gave and its projections."""
+        """One text of each pair, padded."""
         width = max(1, *(len(text.ids) for text in texts))
         ids = torch.full((len(texts), width), -1)
         vectors = torch.zeros(len(texts), width, self.encoder.dim)
@@ -191,35 +193,70 @@ class PairModel(nn.Module):
         plain = self._plain[ids.clamp(min=0)] * mask[..., None]
         sentence = nn.functional.normalize(vectors.sum(1), dim=-1)
         unit = nn.functional.normalize(vectors, dim=-1)
-        plain_unit = nn.functional.normalize(plain, dim=-1)
-        projected = torch.cat([self.context(unit * 4), self.plain(plain_unit * 4)], -1)
-        return _Side(ids, mask, unit, plain_unit, sentence, projected)
-
-    def _compared(
-        self, a: _Side, b: _Side, scores: torch.Tensor, *likeness: torch.Tensor
-    ) -> torch.Tensor:
-        """Each piece of `a` beside its counterpart in `b`: (B, T, hidden)."""
-        weights = torch.softmax(SHARPNESS * scores, -1)
-        counterpart = weights @ b.projected
-        tops = [matrix.amax(-1) for matrix in likeness]
-        tops.append((weights * likeness[-1]).sum(-1))
-        compared = torch.cat(
-            [
-                a.projected, counterpart, (a.projected - counterpart).abs(),
-                a.projected * counterpart, torch.stack(tops, -1),
-            ],
-            -1,
-        )  # fmt: skip
-        return self.compare(compared)
+        return _Side(ids, mask, unit, nn.functional.normalize(plain, dim=-1), sentence)
 
 
 class _Side(NamedTuple):
+    """One text of each pair: ids and mask (B, T), unit vectors (B, T, D), sentences (B, D)."""
+
     ids: torch.Tensor
     mask: torch.Tensor
     unit: torch.Tensor
-    plain_unit: torch.Tensor
+    plain: torch.Tensor
     sentence: torch.Tensor
-    projected: torch.Tensor
+
+
+class _Likeness(NamedTuple):
+    """Of each piece of a text: weights (B, T, S) of its counterparts, and how like they are."""
+
+    weights: torch.Tensor
+    tops: torch.Tensor  # (B, T, 4)
+
+    @classmethod
+    def of(cls, scores: torch.Tensor, *likeness: torch.Tensor) -> _Likeness:
+        """From scores of alignment and matrices (B, T, S) of which the last says equal ids."""
+        weights = torch.softmax(SHARPNESS * scores, -1)
+        tops = [matrix.amax(-1) for matrix in likeness]
+        return cls(weights, torch.stack([*tops, (weights * likeness[-1]).sum(-1)], -1))
+
+
+class _Member(nn.Module):
+    """One network: each piece beside its counterpart, pooled, judged with what else is known."""
+
+    def __init__(self, dim: int, width: int, hidden: int, extra: int) -> None:
+        super().__init__()
+        self.context = nn.Linear(dim, width, bias=False)
+        self.plain = nn.Linear(dim, width, bias=False)
+        self.compare = nn.Sequential(
+            nn.Linear(8 * width + 4, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
+        )
+        self.judge = nn.Sequential(
+            nn.Linear(6 * hidden + 1 + extra, hidden), nn.GELU(), nn.Dropout(0.1),
+            nn.Linear(hidden, 1),
+        )  # fmt: skip
+
+    def forward(
+        self, a: _Side, b: _Side, there: _Likeness, back: _Likeness, evidence: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (B,). Sums and products of both sides do not depend on which text comes first."""
+        one, other = (torch.cat([self.context(s.unit * 4), self.plain(s.plain * 4)], -1)
+                      for s in (a, b))  # fmt: skip
+        compared = self._compared(one, other, there), self._compared(other, one, back)
+        parts = []
+        for pool in (_total, _mean, _top):
+            left, right = pool(compared[0], a.mask), pool(compared[1], b.mask)
+            parts += [left + right, left * right]
+        return self.judge(torch.cat([*parts, evidence], -1))[:, 0]
+
+    def _compared(
+        self, own: torch.Tensor, others: torch.Tensor, likeness: _Likeness
+    ) -> torch.Tensor:
+        """Each piece beside its counterpart: (B, T, hidden)."""
+        counterpart = likeness.weights @ others
+        gap = (own - counterpart).abs()
+        return self.compare(
+            torch.cat([own, counterpart, gap, own * counterpart, likeness.tops], -1)
+        )
 
 
 def _total(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
