@@ -118,6 +118,17 @@ def test_fastercache_goes_through_modules_with_half_a_batch():
     assert not hasattr(model, "_diffusers_hook")
 
 
+@pytest.mark.parametrize("run", [batched, in_two_calls])
+def test_a_half_that_was_made_begins_again_with_all_modules(run):
+    """Their kept values are older than attention's own interval allows."""
+    model = DIT.build()
+    with accelerated(model, "fastercache", renew=3) as acceleration:
+        run(model)
+        found = [(record.index, record.computed) for _, record in acceleration.report().steps]
+    assert {computed for step, computed in found if step in (6, 9)} == {1.0}
+    assert all(computed < 1 for step, computed in found if step in (5, 7))
+
+
 def test_a_guidance_cache_does_not_go_with_judging_blocks():
     model = DIT.build()
     for policy in (

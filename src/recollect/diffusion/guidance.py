@@ -34,6 +34,7 @@ class GuidanceCache(Companion):
     """CFG cache of FasterCache (arXiv:2410.19355), for batched guidance and for two calls a step.
 
     In a batch the second half runs (pipelines put the condition there); of two calls, the first.
+    Where both are evaluated anew, all modules run, whatever a gate of modules says.
 
     Attributes:
         renew: steps from one evaluation of both halves to the next.
@@ -66,7 +67,14 @@ class GuidanceCache(Companion):
 
     def skips(self, step: Step) -> bool:
         """Whether one half will do at this step."""
-        return step.index % self.renew != 0 and 1000 * step.sigma < self.below
+        return step.index % self.renew != 0 and self._begun(step)
+
+    def renews(self, step: Step) -> bool:
+        """Whether a half runs that has been made on the steps before."""
+        return self.renew > 1 and step.index % self.renew == 0 and self._begun(step)
+
+    def _begun(self, step: Step) -> bool:
+        return 1000 * step.sigma < self.below
 
 
 @dataclass
@@ -155,6 +163,9 @@ class _Guidance:
         evaluation = self.session.evaluation
         if evaluation is None or (evaluation.some and not evaluation.every):
             return forward(*args, **kwargs)  # a batch in parts
+        if evaluation.flags is not None and self.cache.renews(evaluation.step):
+            # What modules gave last is too old in the half that was made to extrapolate from.
+            evaluation.flags = (True,) * len(evaluation.flags)
         if evaluation.branch.paired:
             return self._halves(evaluation, forward, args, kwargs)
         return self._calls(evaluation, forward, args, kwargs)

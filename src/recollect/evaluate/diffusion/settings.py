@@ -32,7 +32,7 @@ KNOBS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "pab": ("spatial", (2, 4, 6), {}),
     "toca": ("every", (2, 3, 4), {}),
     "seacache": ("threshold", (0.1, 0.25, 0.5), {}),
-    "fastercache": ("renew", (3, 5), {}),
+    "fastercache": ("renew", (2, 3, 5), {}),
     "deepcache": ("every", (2, 3, 5), {}),
 }
 # Compute and reuse bins of cache-dit's presets, stretched to the number of steps.
