@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,11 +30,35 @@ def draw(model, seed):
     return images.sample(model, LABELS, STEPS, seed=seed)
 
 
-def decibels(model, policies) -> list[dict[str, float]]:
+class Trained:
+    """A model with what several tests want of it, made once."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.model, self.folder, self._integers = images.load(name), folder, {}
+        self.plain = {seed: draw(self.model, seed) for seed in SEEDS}
+        self.pool = record_calls(self.model, self.run)
+
+    def run(self):
+        """Draw the pictures to calibrate on."""
+        return draw(self.model, 9000)
+
+    def integers(self, bits: int):
+        if bits not in self._integers:
+            path = str(self.folder / f"integers-{bits}")
+            self._integers[bits] = calibrate(path, self.model, self.pool, bits)
+        return self._integers[bits]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of the zoo by its name."""
+    return functools.cache(lambda name: Trained(name, tmp_path_factory.mktemp(name)))
+
+
+def decibels(subject: Trained, policies) -> list[dict[str, float]]:
     """Of every policy, for every set of seeds."""
-    found = []
-    for seed in SEEDS:
-        plain = draw(model, seed)
+    model, found = subject.model, []
+    for seed, plain in subject.plain.items():
         row = {}
         for name, policy in policies.items():
             with accelerated(model, policy):
@@ -51,14 +77,13 @@ def alone(*companions):
     ("name", "site", "bits"),
     [("tiny-unet", Branch(), 8), ("tiny-unet", Branch(), 4), ("tiny-dit", Modules(), 4)],
 )
-def test_cachequant_wins_back_a_part_of_what_is_lost(tmp_path, name, site, bits):
-    model = images.load(name)
-    run = lambda: draw(model, 9000)  # noqa: E731
-    integers = calibrate(str(tmp_path / "integers"), model, record_calls(model, run), bits)
-    joint = cachequant.calibrate(tmp_path, model, run, integers, EVERY, site)
+def test_cachequant_wins_back_a_part_of_what_is_lost(tmp_path, trained, name, site, bits):
+    subject = trained(name)
+    integers = subject.integers(bits)
+    joint = cachequant.calibrate(tmp_path, subject.model, subject.run, integers, EVERY, site)
     half = replace(joint, companions=(integers,))
     scores = decibels(
-        model,
+        subject,
         {
             "uniform": DiffusionPolicy(site, Interval(every=EVERY), companions=(integers,)),
             "groups": replace(half, corrector=None),
@@ -73,12 +98,11 @@ def test_cachequant_wins_back_a_part_of_what_is_lost(tmp_path, name, site, bits)
 
 
 @pytest.mark.slow
-def test_restored_variance_brings_a_quantized_cache_nearer(tmp_path):
-    model = images.load("tiny-dit")
-    run = lambda: draw(model, 9000)  # noqa: E731
-    integers = calibrate(str(tmp_path / "integers"), model, record_calls(model, run), 8)
-    truths = record_each(model, run, Modules())
-    guesses = record_each(model, run, Modules(), (integers,))
+def test_restored_variance_brings_a_quantized_cache_nearer(tmp_path, trained):
+    subject = trained("tiny-dit")
+    model, integers = subject.model, subject.integers(8)
+    truths = record_each(model, subject.run, Modules())
+    guesses = record_each(model, subject.run, Modules(), (integers,))
     naive = DiffusionPolicy(Modules(), Interval(every=EVERY), companions=(integers,))
     with accelerated(model, alone(integers)):
         corrector = variance_correction(
@@ -91,28 +115,27 @@ def test_restored_variance_brings_a_quantized_cache_nearer(tmp_path):
         )
     corrected = replace(naive, corrector=corrector)
     for row in decibels(
-        model, {"naive": naive, "corrected": corrected, "quantized": alone(integers)}
+        subject, {"naive": naive, "corrected": corrected, "quantized": alone(integers)}
     ):
         assert row["naive"] < row["corrected"] < row["quantized"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-unet", "tiny-dit"])
-def test_temporal_features_bring_four_bits_nearer(tmp_path, name):
-    model = images.load(name)
-    pool = record_calls(model, lambda: draw(model, 9000))
-    integers = calibrate(str(tmp_path / "integers"), model, pool, 4)
-    table = calibrate_features(str(tmp_path / "features"), model, pool, integers)
-    for row in decibels(model, {"quantized": alone(integers), "table": alone(integers, table)}):
+def test_temporal_features_bring_four_bits_nearer(tmp_path, trained, name):
+    subject = trained(name)
+    integers = subject.integers(4)
+    path = str(tmp_path / "features")
+    table = calibrate_features(path, subject.model, subject.pool, integers)
+    for row in decibels(subject, {"quantized": alone(integers), "table": alone(integers, table)}):
         assert row["table"] > row["quantized"]
 
 
 @pytest.mark.slow
-def test_a_clustered_calibration_set_beats_a_random_one(tmp_path):
-    model = images.load("tiny-dit")
-    pool = record_calls(model, lambda: draw(model, 9000))
+def test_a_clustered_calibration_set_beats_a_random_one(tmp_path, trained):
+    subject = trained("tiny-dit")
+    model, pool, plain = subject.model, subject.pool, subject.plain[2000]
     latents, times = pool.samples()
-    plain = draw(model, 2000)
     means = {}
     for name, chosen in (("random", {"clusters": 1, "subsamples": 1}), ("clustered", {})):
         found = []
