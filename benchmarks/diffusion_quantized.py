@@ -3,15 +3,13 @@
     python benchmarks/diffusion_quantized.py
     python benchmarks/diffusion_quantized.py --model tiny-dit --bits 4 --seeds 1000 --pictures 16
 
-Results of other models and bits stay in the file when the settings are the same.
-
 Trained models of the zoo draw shapes from the same noise: in float, on integers (W8A8, W4A8), with
 some steps reused, and both. The ablation of Q&C adds a clustered calibration set (TAP) and the
-variance correction (VC) to naive quantization with a cache; that of CacheQuant adds its schedule
-and its two corrections, beside the same three made separately on the float model. PSNR is to the
-uncached float pictures; drift is the Frechet distance to them, Frechet that to real pictures, both
-on features of the zoo's classifier, which also says how many shapes it recognizes.
-Calibration draws its own noise.
+variance correction (VC) to naive quantization with a cache, over several selections; that of
+CacheQuant adds its schedule and its two corrections, beside the same three made separately on the
+float model. PSNR is to the uncached float pictures; drift is the Frechet distance to them, Frechet
+that to real pictures, both on features of the zoo's classifier, which also says how many shapes it
+recognizes. Calibration draws its own noise.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.calibration import affine_correction, forecasts
 from recollect.diffusion.planner import groups
 from recollect.diffusion.predictors import Reuse
-from recollect.diffusion.profiles import record_each
+from recollect.diffusion.profiles import Profile, record_each
 from recollect.diffusion.quantized import cachequant
 from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.denoiser import Quantized, quantized
@@ -61,6 +60,11 @@ class Workshop:
         self.pool = record_calls(model, self.run)
         self.held_out: dict[str, float] = {}
 
+    @cached_property
+    def truths(self) -> dict[str, Profile]:
+        """What the modules of the float model give."""
+        return record_each(self.model, self.run, Modules())
+
     def run(self, seed: int = 5_000) -> None:
         """Draw the calibration samples."""
         images.sample(self.model, self.labels, self.args.steps, seed=seed)
@@ -77,30 +81,27 @@ class Workshop:
         ):
             return make()
 
-    def qc(self, bits: int) -> Iterator[Named]:
+    def qc(self, bits: int, chosen: int) -> Iterator[Named]:
         """Q&C and its parts, over modules reused at a fixed interval.
 
-        A few samples do not tell ranges for every timestep: there is one for all, as in the paper,
-        unless `--per-step` asks for more.
+        A few samples do not tell ranges for every timestep: there is one for all, as in the paper.
         """
         latents, times = self.pool.samples()
-        few = self.args.selected
-        chosen = {
-            "random": select(latents, times, few, clusters=1, subsamples=1, seed=1),
-            "TAP": select(latents, times, few, seed=1),
+        few, every = self.args.selected, self.args.qc_every
+        sets = {
+            "random": select(latents, times, few, clusters=1, subsamples=1, seed=chosen),
+            "TAP": select(latents, times, few, seed=chosen),
         }
-        truths = record_each(self.model, self.run, Modules())
-        every = self.args.every
-        computed = tuple(range(0, self.args.steps, every))
-        for name, rows in chosen.items():
-            integers = self.quantizer(bits, name, self.pool.only(rows), self.args.per_step)
-            yield f"{name}, no cache", DiffusionPolicy(gate=Interval(every=1),
-                                                        companions=(integers,))  # fmt: skip
+        computed, truths = tuple(range(0, self.args.steps, every)), self.truths
+        for name, rows in sets.items():
+            integers = self.quantizer(bits, f"{name}-{chosen}", self.pool.only(rows), False)
+            alone = DiffusionPolicy(gate=Interval(every=1), companions=(integers,))
+            yield f"{name}, no cache", alone
             base = DiffusionPolicy(Modules(), Interval(every=every), companions=(integers,))
             yield f"{name}, naive", base
             guesses = record_each(self.model, self.run, Modules(), (integers,))
             for kind in ("plain", "deviation"):
-                path = str(self.folder / f"variance-{name}-{kind}-{bits}")
+                path = str(self.folder / f"variance-{name}-{chosen}-{kind}-{bits}")
                 corrector = self.inside(
                     integers,
                     lambda path=path, guesses=guesses, kind=kind: variance_correction(
@@ -188,61 +189,56 @@ def measure(
     weights = nbytes(list(model.parameters()))
     rows: list[dict[str, Any]] = []
 
-    def row(what: str, bits: str, pictures: Any, held: int, share: float, seconds: float) -> None:
-        scores = [judge(name, pictures[s], plain[s], labels) for s in args.seeds]
+    def row(what: str, bits: str, scores: Any, held: int, share: float, seconds: float) -> None:
         means = {k: sum(one[k] for one in scores) / len(scores) for k in scores[0]}
         rows.append({"model": name, "bits": bits, "recipe": what, "bytes": held, "computed": share,
                      "processor_seconds": seconds, **means, "each": scores})  # fmt: skip
 
-    def attached(what: str, bits: str, policy: DiffusionPolicy, steps: int = args.steps) -> None:
-        began, pictures, held = time.process_time(), {}, weights
-        with accelerated(model, policy) as acceleration:
-            for seed in args.seeds:
-                pictures[seed] = images.sample(model, labels, steps, seed=seed)
-            report = acceleration.report()
-            if policy.companions:
-                held = quantized(model).nbytes
-        share = report.computed / report.evaluations * steps / args.steps
-        row(what, bits, pictures, held, share, time.process_time() - began)
+    def attached(what: str, bits: str, *policies: DiffusionPolicy, steps: int = args.steps) -> None:
+        """A row for a policy, or for several that differ in what they were calibrated on."""
+        began, scores, held, share = time.process_time(), [], weights, 1.0
+        for policy in policies:
+            with accelerated(model, policy) as acceleration:
+                for seed in args.seeds:
+                    pictures = images.sample(model, labels, steps, seed=seed)
+                    scores.append(judge(name, pictures, plain[seed], labels))
+                report = acceleration.report()
+                if policy.companions:
+                    held = quantized(model).nbytes
+            share = report.computed / report.evaluations * steps / args.steps
+        row(what, bits, scores, held, share, time.process_time() - began)
 
-    row("float", "float", plain, weights, 1.0, 0.0)
+    row("float", "float", [judge(name, plain[s], plain[s], labels) for s in args.seeds],
+        weights, 1.0, 0.0)  # fmt: skip
     net = hasattr(model, "up_blocks")
     sites: tuple[Site, ...] = (Branch(),) if net else (Hidden(), Modules())
     for site in sites:
         policy = DiffusionPolicy(site, Interval(every=args.every))
         attached(f"{type(site).__name__}: uniform", "float", policy)
     fewer = -(-args.steps // args.every)
-    ranges = " (per step)" if args.per_step else ""
-    attached("fewer steps", "float", DiffusionPolicy(gate=Interval(every=1)), fewer)
+    attached("fewer steps", "float", DiffusionPolicy(gate=Interval(every=1)), steps=fewer)
     workshop = Workshop(model, args, folder)
     for bits in args.bits:
         for what, policy in workshop.quantized(bits):
             attached(what, f"W{bits}A8", policy)
             if what == "quantized":
-                attached("quantized, fewer steps", f"W{bits}A8", policy, fewer)
-        if not net:
-            for what, policy in workshop.qc(bits):
-                attached(f"Q&C{ranges}: {args.selected} {what}", f"W{bits}A8", policy)
+                attached("quantized, fewer steps", f"W{bits}A8", policy, steps=fewer)
+        if not net and bits == 8:
+            attached(
+                "Q&C: float, cache",
+                "float",
+                DiffusionPolicy(Modules(), Interval(every=args.qc_every)),
+            )
+            found: dict[str, list[DiffusionPolicy]] = {}
+            for chosen in range(1, args.selections + 1):
+                for what, policy in workshop.qc(bits, chosen):
+                    found.setdefault(what, []).append(policy)
+            for what, policies in found.items():
+                attached(f"Q&C: {what}", f"W{bits}A8", *policies)
         for site in sites:
             for what, policy in workshop.cachequant(bits, site):
                 attached(what, f"W{bits}A8", policy)
     return rows, workshop.held_out
-
-
-def earlier(
-    path: Path, settings: dict[str, Any], rows: list[dict[str, Any]], held_out: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """This run's results, and those in the file of other models and bits under equal settings."""
-    try:
-        before = json.loads(path.read_text())
-    except FileNotFoundError:
-        return rows, held_out
-    if any(before.get(name) != value for name, value in settings.items()):
-        return rows, held_out
-    new = {(row["model"], row["bits"]) for row in rows}
-    kept = [row for row in before["rows"] if (row["model"], row["bits"]) not in new]
-    every = {**before["held_out"], **held_out}
-    return kept + rows, {n: {**before["held_out"].get(n, {}), **every[n]} for n in every}
 
 
 def main() -> None:
@@ -255,11 +251,12 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4], choices=(4, 8))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=3, help="steps per computed one")
-    parser.add_argument("--pictures", type=int, default=32, help="per set of seeds")
+    parser.add_argument("--pictures", type=int, default=16, help="per set of seeds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000])
     parser.add_argument("--calibration", type=int, default=16, help="pictures to calibrate on")
     parser.add_argument("--selected", type=int, default=24, help="samples selected for Q&C")
-    parser.add_argument("--per-step", action="store_true", help="Q&C with ranges per timestep")
+    parser.add_argument("--selections", type=int, default=3, help="of these samples, averaged")
+    parser.add_argument("--qc-every", type=int, default=2, help="Q&C: steps per computed one")
     parser.add_argument("--busy", action="store_true", help="note that the machine was busy")
     default = Path(__file__).resolve().parent / "results" / "diffusion_quantized.json"
     parser.add_argument("--json", type=Path, default=default)
@@ -293,11 +290,9 @@ def main() -> None:
         for what, ratio in held_out[name].items():
             print(f"error of reuse left by its correction, {what}, other noise: {ratio:.0%}")
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    varied = ("json", "model", "bits", "busy", "selected", "per_step")
-    given = {k: v for k, v in vars(args).items() if k not in varied}
-    settings = {**given, "machine": platform.machine(), "versions": versions}
-    rows, held_out = earlier(args.json, settings, rows, held_out)
-    report = {**settings, "busy": args.busy, "held_out": held_out, "rows": rows}
+    given = {k: v for k, v in vars(args).items() if k != "json"}
+    report = {**given, "machine": platform.machine(), "versions": versions,
+              "held_out": held_out, "rows": rows}  # fmt: skip
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {args.json.name}")

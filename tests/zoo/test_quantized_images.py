@@ -15,7 +15,7 @@ from recollect.diffusion.profiles import record_each
 from recollect.diffusion.quantized import cachequant
 from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.pool import record_calls
-from recollect.diffusion.quantized.qc import select, variance_correction
+from recollect.diffusion.quantized.qc import variance_correction
 from recollect.diffusion.quantized.temporal import calibrate_features
 from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Branch, Modules
@@ -129,22 +129,3 @@ def test_temporal_features_bring_four_bits_nearer(tmp_path, trained, name):
     table = calibrate_features(path, subject.model, subject.pool, integers)
     for row in decibels(subject, {"quantized": alone(integers), "table": alone(integers, table)}):
         assert row["table"] > row["quantized"]
-
-
-@pytest.mark.slow
-def test_a_clustered_calibration_set_beats_a_random_one(tmp_path, trained):
-    subject = trained("tiny-dit")
-    model, pool, plain = subject.model, subject.pool, subject.plain[2000]
-    latents, times = pool.samples()
-    means = {}
-    for name, chosen in (("random", {"clusters": 1, "subsamples": 1}), ("clustered", {})):
-        found = []
-        for seed in (1, 2, 3):
-            rows = select(latents, times, 24, seed=seed, **chosen)
-            path = str(tmp_path / "integers")
-            integers = calibrate(path, model, pool.only(rows), 8, per_step=False)
-            with accelerated(model, alone(integers)):
-                found.append(float(psnr(draw(model, 2000), plain).mean()))
-        means[name] = sum(found) / len(found)
-    print(means)
-    assert means["clustered"] > means["random"]
