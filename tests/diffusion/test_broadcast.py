@@ -110,7 +110,7 @@ def test_toca_goes_from_fora_to_the_untouched_model(name):
     between = [
         drawn(family, model, Tokens(share=share, on_attention=1, on_feed_forward=1, slope=0, by=by))
         for share in (0.5, 0.9)
-        for by in ("values", "attention")
+        for by in ("values", "attention", "random")
     ]
     for one in between:
         assert torch.isfinite(one).all()
