@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from recollect.diffusion import accelerate, accelerated
-from recollect.diffusion.learned.harmonica import Training, save_router, train_router
+from recollect.diffusion.learned.harmonica import Training, _Trainer, save_router, train_router
 from recollect.diffusion.learned.router import Router, mixing
 from recollect.diffusion.learned.trajectory import Trajectory
 from recollect.diffusion.masks import load_mask
@@ -71,9 +71,10 @@ def run(model, steps: int = STEPS) -> torch.Tensor:
     return trajectory.run(model, 2, seed=1)
 
 
-@pytest.mark.parametrize("proxy", ["single", "cumulative"])
-def test_what_does_not_depend_on_time_is_reused_first(toy, proxy):
-    router = train_router(toy, TRAJECTORY, Training(share=0.5, proxy=proxy, **QUICK))
+@pytest.mark.parametrize(("proxy", "begin"), [("single", "computed"), ("cumulative", "uniform")])
+def test_what_does_not_depend_on_time_is_reused_first(toy, proxy, begin):
+    training = Training(share=0.5, proxy=proxy, begin=begin, **QUICK)
+    router = train_router(toy, TRAJECTORY, training)
     assert router.sites == ("blocks.0.attn", "blocks.1.attn")
     # The scheduler's last step has next to no length: nothing is worth computing there.
     kept = [[True, False]] * (STEPS - 2)
@@ -88,6 +89,13 @@ def test_price_says_how_much_is_reused(toy):
     dear = train_router(toy, TRAJECTORY, Training(share=None, beta=1e6, **QUICK))
     assert dear.mask().tolist() == [[True, True]] + [[False, False]] * (STEPS - 1)
     assert float(dear.logits()[1:].max()) >= -5
+
+
+@pytest.mark.parametrize(("share", "computed"), [(0.5, "10101"), (0.35, "10010"), (1.0, "11111")])
+def test_training_begins_at_the_uniform_schedule(toy, share, computed):
+    with mixing(toy, 0.1) as mixture:
+        begun = _Trainer(toy, TRAJECTORY, Training(share=share), mixture).router.mask()
+    assert begun.tolist() == [[digit == "1"] * 2 for digit in computed]
 
 
 def test_mixing_with_full_scores_is_the_untouched_model(toy):
@@ -136,6 +144,6 @@ def test_what_cannot_be_learned_or_read_is_refused(toy, tmp_path):
         train_router(toy, once, Training(trajectories=1))
     with pytest.raises(HostError, match="no attention"):
         train_router(torch.nn.Linear(2, 2), TRAJECTORY, Training(trajectories=1))
-    for wrong in ({"share": 0.0}, {"beta": -1.0}, {"proxy": "both"}, {"batch": 0}):
+    for wrong in ({"share": 0.0}, {"beta": -1.0}, {"proxy": "both"}, {"batch": 0}, {"begin": "x"}):
         with pytest.raises(RecipeError):
             Training(**wrong)
