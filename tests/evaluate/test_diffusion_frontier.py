@@ -224,7 +224,7 @@ def test_equal_pictures_stand_at_the_edge_of_the_chart_and_do_not_stretch_it():
 
 def test_the_commands_write_what_they_say(tmp_path):
     plan = tmp_path / "plan.yaml"
-    given = ["--model", "tiny-dit", "--steps", "6", "--json"]
+    given = ["--model", "tiny-dit", "--steps", "4", "--json"]
     done = CliRunner().invoke(
         main, ["plan-diffusion", *given, "--budget", "0.5", "--pictures", "1", "--out", str(plan)]
     )
