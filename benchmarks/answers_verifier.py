@@ -5,10 +5,10 @@
 
 DATA holds banking77/, clinc150/, gptcache-mock/ and probes/. Trained on pairs of 80% of the intents
 of Banking77 (CC BY 4.0, Casanueva et al. 2020) and CLINC150 (CC BY 3.0, Larson et al. 2019), on
-GPTCache's paraphrases (MIT) and on made-up questions; size, mixture and threshold were chosen by
-models that had not seen 15% of the intents, on these and on words and frames held out; reported on
-the test splits of the other 20% and on the contrast probes, which neither trained nor chose
-anything.
+GPTCache's paraphrases (MIT) and on made-up questions. Each network leaves out a fifth of these
+intents; the threshold was chosen by what networks accept there and of words and frames held out.
+Reported on the test splits of the other 20% and on the contrast probes, which neither trained nor
+chose anything.
 """
 
 from __future__ import annotations
