@@ -23,11 +23,10 @@ from recollect.evaluate.pictures import psnr
 from recollect.zoo import images
 
 STEPS, EVERY, SEEDS = 12, 3, (2000, 3000)
-LABELS = torch.arange(12) % 4
 
 
-def draw(model, seed):
-    return images.sample(model, LABELS, STEPS, seed=seed)
+def draw(model, seed, count=8):
+    return images.sample(model, torch.arange(count) % 4, STEPS, seed=seed)
 
 
 class Trained:
@@ -40,7 +39,7 @@ class Trained:
 
     def run(self):
         """Draw the pictures to calibrate on."""
-        return draw(self.model, 9000)
+        return draw(self.model, 9000, count=12)
 
     def integers(self, bits: int):
         if bits not in self._integers:
