@@ -147,6 +147,16 @@ def test_verifiers_in_turn_stop_at_the_first_rejection(outcomes, result, asked):
     assert sum(guard.asked for guard in guards) == asked
 
 
+def test_rules_can_be_asked_by_name():
+    names = Contrast(only=("name",))
+    assert [d.rule for d in names.differences("Is Oslo open?", "Is Rome open today at 5?")] == [
+        "name"
+    ]
+    assert not list(names.differences("How do I enable the alarm?", "How do I disable the alarm?"))
+    with pytest.raises(RecipeError, match="no rule is called 'names'"):
+        Contrast(only=("names",))
+
+
 def test_default_guards_are_the_rules_where_the_cache_does_not_read_with_minilm():
     guards = Guards().build_for(NgramEncoder())
     assert [type(guard).__name__ for guard in guards.verifiers] == ["Contrast", "CoverageGuard"]

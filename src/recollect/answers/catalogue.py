@@ -130,8 +130,8 @@ register(
         authors="recollect 2026",
         arxiv="",
         area="answers",
-        summary="Contrast and window-coverage guards for any recipe that decides, e.g. "
-        "'semantic-router + guarded'.",
+        summary="A trained pair verifier with MiniLM, rules of wording without it, for any recipe "
+        "that decides, e.g. 'semantic-router + guarded'.",
         stages={"verifier": Guards()},
         reported="no paper; measured in docs/answers.md",
     ),

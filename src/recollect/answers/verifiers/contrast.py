@@ -23,6 +23,7 @@ from recollect.answers.verifiers.lexicon import (
     sides,
 )
 from recollect.answers.verifiers.words import Words, read, stem
+from recollect.errors import RecipeError
 
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n+")
 
@@ -45,12 +46,21 @@ class Contrast:
             content of the other, one less before and after it all: more is a second question.
         longest: words of a text that is compared; longer ones must be the same word for word, as
             aligning takes the square of the length.
+        only: rules that look at words alone, by name: ``number``, ``name``, ``negation``,
+            ``opposite``, ``exclusive``, ``role``. If given, no others are asked, nothing is
+            aligned, and texts may have any length.
     """
 
     substitution: float = 0.6
     addition: float = 0.75
     surplus: int = 2
     longest: int = 500
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = next((name for name in self.only if name not in RULES), None)
+        if unknown is not None:
+            raise RecipeError(f"no rule is called '{unknown}'; there are: {', '.join(RULES)}")
 
     def check(self, query: str, candidate: Candidate, answer: str | None = None) -> Check:
         """Reject with the first difference found; otherwise accept."""
@@ -64,13 +74,15 @@ class Contrast:
         a, b = read(one), read(other)
         if a.tokens == b.tokens:
             return
-        if max(len(a.tokens), len(b.tokens)) > self.longest:
+        if not self.only and max(len(a.tokens), len(b.tokens)) > self.longest:
             yield Difference("length", "too long to compare word by word")
             return
-        for rule, compare in RULES.items():
-            detail = compare(a, b)
+        for rule in self.only or RULES:
+            detail = RULES[rule](a, b)
             if detail:
                 yield Difference(rule, detail)
+        if self.only:
+            return
         yield from self._edits(a, b)
         sentence = _stray(one, b) or _stray(other, a)
         if sentence:
