@@ -32,6 +32,7 @@ from rich.table import Table
 
 from recollect.diffusion import DiffusionPolicy, accelerated
 from recollect.diffusion.calibration import affine_correction, forecasts
+from recollect.diffusion.engine.values import nbytes
 from recollect.diffusion.planner import groups
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.profiles import Profile, record_each
@@ -43,7 +44,6 @@ from recollect.diffusion.quantized.qc import select, variance_correction
 from recollect.diffusion.quantized.temporal import calibrate_features
 from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import Branch, Hidden, Modules, Site
-from recollect.diffusion.values import nbytes
 from recollect.evaluate.pictures import psnr
 from recollect.zoo import images
 from recollect.zoo.images import classifier

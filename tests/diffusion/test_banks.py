@@ -8,9 +8,9 @@ from denoisers import TEXT, denoiser
 from diffusers.models.embeddings import apply_rotary_emb
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.banks.conditions import LearningBank, condition_ids
 from recollect.diffusion.banks.lora import KIND, new_adapter, train_condition
+from recollect.diffusion.engine.attach import accelerated
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.schedules import Interval
 from recollect.errors import HostError, RecipeError

@@ -10,7 +10,7 @@ import torch
 from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerate, accelerated
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.planner import groups, partition
 from recollect.diffusion.profiles import Profile
 from recollect.diffusion.quantized import cachequant

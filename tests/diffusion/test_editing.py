@@ -8,12 +8,12 @@ from denoisers import TEXT, denoiser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recollect.diffusion.attach import accelerate
 from recollect.diffusion.banks.bank import KVBank
 from recollect.diffusion.banks.partial import Partial
 from recollect.diffusion.editing import RegionEdit, edit, editing
 from recollect.diffusion.editing.loop import euler
 from recollect.diffusion.editing.regions import Layout, dilated, edited, eroded
+from recollect.diffusion.engine.attach import accelerate
 from recollect.diffusion.policy import policy
 from recollect.errors import HostError, RecipeError
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.diffusion import accelerate, accelerated, ertacache
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.policy import policy
 from recollect.diffusion.profiles import Profile
 from recollect.diffusion.sites import Transform, Velocity

@@ -9,8 +9,8 @@ import torch
 from denoisers import denoiser
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.clock import Clock
 from recollect.diffusion.drifts import FirstBlock, LatentChange, ModulatedInput
+from recollect.diffusion.engine.clock import Clock
 from recollect.diffusion.frames import euler_step, frame_levels, token_times
 from recollect.diffusion.predictors import Reuse, Taylor
 from recollect.diffusion.schedules import Interval, Mask

@@ -12,7 +12,7 @@ from denoisers import denoiser, sample
 
 from recollect.cli import main
 from recollect.diffusion import accelerate, accelerated
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.learned import gate_fits
 from recollect.diffusion.policy import policy
 from recollect.diffusion.profiles import Profile

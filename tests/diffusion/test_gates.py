@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recollect.diffusion.clock import Clock, Step
 from recollect.diffusion.drifts import (
     FirstBlock,
     ForecastError,
@@ -13,6 +12,7 @@ from recollect.diffusion.drifts import (
     MagnitudeRatio,
     ModulatedInput,
 )
+from recollect.diffusion.engine.clock import Clock, Step
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.schedules import Interval, Mask, step_mask
 from recollect.errors import RecipeError

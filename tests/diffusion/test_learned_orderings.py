@@ -1,7 +1,7 @@
 """What papers claim and a trained model shows: at no more computation, nearer to the original.
 
 Every claim is checked on two sets of noise, with a margin. What does not hold on this model is
-written in docs/diffusion.md instead.
+written in docs/diffusion-measured.md instead.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.banks import outlines
+from recollect.diffusion.engine.attach import accelerated
 from recollect.errors import RecipeError
 from recollect.zoo import edits
 

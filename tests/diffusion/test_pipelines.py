@@ -10,7 +10,7 @@ from denoisers import denoiser
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.clock import Clock
+from recollect.diffusion.engine.clock import Clock
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.schedules import Interval, Mask
 from recollect.errors import RecipeError

@@ -9,7 +9,7 @@ import torch
 from denoisers import denoiser, sample
 
 from recollect.diffusion import DiffusionPolicy, accelerated
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.planner import Profile, plan, planned_error, plans, record
 from recollect.diffusion.policy import policy
 from recollect.diffusion.predictors import FoCa, Modes, Reuse, Taylor

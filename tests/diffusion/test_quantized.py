@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recollect.diffusion import accelerate, accelerated
+from recollect.diffusion.engine.values import nbytes
 from recollect.diffusion.policy import policy
 from recollect.diffusion.quantized.arithmetic import (
     activation_range,
@@ -18,7 +19,6 @@ from recollect.diffusion.quantized.arithmetic import (
 from recollect.diffusion.quantized.calibrate import calibrate
 from recollect.diffusion.quantized.denoiser import Quantized, quantized
 from recollect.diffusion.quantized.pool import record_calls
-from recollect.diffusion.values import nbytes
 from recollect.errors import HostError, RecipeError, StoreError
 
 FAMILIES = ["DiTTransformer2DModel", "FluxTransformer2DModel", "UNet2DConditionModel"]

@@ -8,7 +8,7 @@ from denoisers import denoiser, sample
 from diffusers.hooks.sea_cache import _apply_sea_filter
 
 from recollect.diffusion import accelerated
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.spectral import SpectralChange, filter_signal
 

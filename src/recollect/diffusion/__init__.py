@@ -6,15 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recollect.diffusion.attach import (
+    from recollect.diffusion.engine.attach import (
         Acceleration,
         accelerate,
         accelerated,
         restore,
         state_bytes,
     )
+    from recollect.diffusion.engine.report import DiffusionReport
     from recollect.diffusion.policy import DiffusionPolicy
-    from recollect.diffusion.report import DiffusionReport
 
 __all__ = [
     "Acceleration",
@@ -28,13 +28,13 @@ __all__ = [
 
 # Recipes can be listed without diffusers; what touches a model is loaded on first use.
 _HOMES = {
-    "Acceleration": "attach",
+    "Acceleration": "engine.attach",
     "DiffusionPolicy": "policy",
-    "DiffusionReport": "report",
-    "accelerate": "attach",
-    "accelerated": "attach",
-    "restore": "attach",
-    "state_bytes": "attach",
+    "DiffusionReport": "engine.report",
+    "accelerate": "engine.attach",
+    "accelerated": "engine.attach",
+    "restore": "engine.attach",
+    "state_bytes": "engine.attach",
 }
 
 

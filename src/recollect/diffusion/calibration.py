@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from recollect.diffusion.clock import Step
 from recollect.diffusion.correctors import Affine, save_affine
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import Value
 from recollect.diffusion.predictors import History, Predictor
 from recollect.diffusion.profiles import Profile
-from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
 

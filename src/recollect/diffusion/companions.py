@@ -16,8 +16,8 @@ import torch
 from recollect.diffusion.parts import Part, kinds_of
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 
 @dataclass(frozen=True)

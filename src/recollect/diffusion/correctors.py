@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint, version
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import Value
 from recollect.diffusion.parts import Part
-from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
 AFFINE = "affine-correction"

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import torch
 
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import mean_abs, relative_change
 from recollect.diffusion.gates import Gate, Ledger, Probe
 from recollect.diffusion.predictors import Taylor
-from recollect.diffusion.values import mean_abs, relative_change
 from recollect.errors import RecipeError
 
 

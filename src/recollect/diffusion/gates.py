@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import per_row
 from recollect.diffusion.parts import Part
 from recollect.diffusion.predictors import History
-from recollect.diffusion.values import per_row
 from recollect.errors import RecipeError
 
 if TYPE_CHECKING:

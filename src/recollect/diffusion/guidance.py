@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from recollect.diffusion.branches import Branch
-from recollect.diffusion.clock import Step
 from recollect.diffusion.companions import Companion
+from recollect.diffusion.engine.branches import Branch
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import Template, Value, nbytes, split
 from recollect.diffusion.host.call import Call, take_rows
 from recollect.diffusion.sites import BlockSite
-from recollect.diffusion.values import Template, Value, nbytes, split
 from recollect.errors import RecipeError
 
 if TYPE_CHECKING:
-    from recollect.diffusion.evaluation import Evaluation
+    from recollect.diffusion.engine.evaluation import Evaluation
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 _NOTES = "guidance"
 

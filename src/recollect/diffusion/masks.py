@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint, version
-from recollect.diffusion.clock import Step
 from recollect.diffusion.correctors import AFFINE
+from recollect.diffusion.engine.clock import Step
 from recollect.errors import HostError, RecipeError, StoreError
 
 MODULE_MASK = "module-mask"

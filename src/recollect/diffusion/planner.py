@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from recollect.diffusion.engine.values import Value
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.predictors import FoCa, History, Predictor, Reuse, Taylor
 from recollect.diffusion.profiles import Profile, record
 from recollect.diffusion.schedules import Mask
-from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
 __all__ = ["Plan", "Profile", "groups", "partition", "plan", "planned_error", "plans", "record"]

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.clock import SCALES, Scale
+from recollect.diffusion.engine.clock import SCALES, Scale
+from recollect.diffusion.engine.values import Value, nbytes, per_row, where_rows
 from recollect.diffusion.parts import Part
-from recollect.diffusion.values import Value, nbytes, per_row, where_rows
 from recollect.errors import RecipeError
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.attach import accelerated
-from recollect.diffusion.branches import Branch
-from recollect.diffusion.clock import Step
 from recollect.diffusion.companions import Companion
+from recollect.diffusion.engine.attach import accelerated
+from recollect.diffusion.engine.branches import Branch
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import Value
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.schedules import Interval
 from recollect.diffusion.sites import Site, Velocity
-from recollect.diffusion.values import Value
 from recollect.errors import RecipeError
 
 

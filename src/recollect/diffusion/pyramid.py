@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.gates import Gate, Ledger
 from recollect.errors import RecipeError
 

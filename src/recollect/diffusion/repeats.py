@@ -14,8 +14,8 @@ import torch
 from recollect.diffusion.companions import Companion
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 _NAME = "recollect-repeats"
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recollect.core.codecs.quantize import Quantized, dequantize_tokens, quantize_tokens
-from recollect.diffusion.values import Template, Value, nbytes, split
+from recollect.diffusion.engine.values import Template, Value, nbytes, split
 
 CODECS = ("dense", "int8")
 Key = tuple[str, bytes]

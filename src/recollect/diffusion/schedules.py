@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.gates import Gate, Ledger
 from recollect.diffusion.masks import load_mask, load_steps
 from recollect.errors import HostError, RecipeError

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from recollect.diffusion.artefacts import Artefact
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.diffusion.parts import Part
 from recollect.errors import RecipeError
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from recollect.diffusion.clock import Step
 from recollect.diffusion.drifts import Accumulated
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import relative_change
 from recollect.diffusion.gates import Ledger
-from recollect.diffusion.values import relative_change
 
 _TINY = 1e-16
 

@@ -20,15 +20,15 @@ import torch
 from recollect.diffusion.artefacts import Artefact, fingerprint
 from recollect.diffusion.companions import Companion
 from recollect.diffusion.dataflow import Seen, outermost
+from recollect.diffusion.engine.values import Template, Value, nbytes, split
+from recollect.diffusion.engine.versions import checksum, stamp
 from recollect.diffusion.rows import CODECS, Key, Row, Rows, content, digest
 from recollect.diffusion.shelf import PLACES, Shelf
-from recollect.diffusion.values import Template, Value, nbytes, split
-from recollect.diffusion.versions import checksum, stamp
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 FEATURES = "temporal-features"
 Teacher = Callable[["Feature"], Any]

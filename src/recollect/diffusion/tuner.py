@@ -18,12 +18,12 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from recollect.diffusion.artefacts import fingerprint
-from recollect.diffusion.attach import accelerated, denoisers
+from recollect.diffusion.engine.attach import accelerated, denoisers
+from recollect.diffusion.engine.report import DiffusionReport
 from recollect.diffusion.planner import plans
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.predictors import FoCa, Predictor, Reuse, Taylor
 from recollect.diffusion.profiles import record
-from recollect.diffusion.report import DiffusionReport
 from recollect.diffusion.sites import Hidden, Site, Transform, Velocity
 from recollect.errors import HostError, RecipeError
 

@@ -19,9 +19,9 @@ from recollect.diffusion.companions import Companion
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.attention import Attending
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 NAME = "recollect-focal"
 FOCAL_LAYERS = "focal-layers"

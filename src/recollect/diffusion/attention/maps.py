@@ -17,9 +17,9 @@ from recollect.diffusion.companions import Companion
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.attention import Attending
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 Keys = Literal["visual", "text", "all"]
 NAME = "recollect-maps"
@@ -195,7 +195,7 @@ def record_maps(
     Raises:
         HostError: nothing was heard, or a pipeline with several denoisers.
     """
-    from recollect.diffusion.attach import accelerated, denoisers
+    from recollect.diffusion.engine.attach import accelerated, denoisers
     from recollect.diffusion.policy import DiffusionPolicy
     from recollect.diffusion.schedules import Interval
 

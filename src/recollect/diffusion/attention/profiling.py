@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
-from recollect.diffusion.attach import accelerated, denoisers
 from recollect.diffusion.attention.maps import AttentionMap, AttentionMaps
-from recollect.diffusion.branches import Branch
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.attach import accelerated, denoisers
+from recollect.diffusion.engine.branches import Branch
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import Value
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.schedules import Interval, Mask
 from recollect.diffusion.sites import BLOCK_PREFERENCES, Blocks, Span
-from recollect.diffusion.values import Value
 from recollect.errors import HostError, RecipeError
 
 _LISTED = (*range(6), 6, 18, 26, 32, 38, 42, 46, 48)

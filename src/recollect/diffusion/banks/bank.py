@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from recollect.diffusion.values import nbytes
+from recollect.diffusion.engine.values import nbytes
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Keys and values (B, N, W), before norm and before rotary embedding."""

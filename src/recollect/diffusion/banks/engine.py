@@ -12,15 +12,15 @@ from recollect.diffusion.banks.adapter import ConditionAdapter
 from recollect.diffusion.banks.bank import KVBank
 from recollect.diffusion.banks.lora import Weights
 from recollect.diffusion.banks.partial import Forward, Named, Partial
+from recollect.diffusion.engine.values import Template, split
 from recollect.diffusion.host.flux import Plan, flat, rotary
-from recollect.diffusion.values import Template, split
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
     from recollect.diffusion.banks.conditions import ConditionBank
     from recollect.diffusion.banks.references import ReferenceBank
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 
 def attach_conditions(

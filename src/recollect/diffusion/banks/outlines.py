@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.banks.conditions import LearningBank
 from recollect.diffusion.banks.lora import adapter, new_adapter, train_condition
+from recollect.diffusion.engine.attach import accelerated
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.schedules import Interval
 from recollect.zoo import edits

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recollect.diffusion.banks.bank import KVBank
+from recollect.diffusion.engine.values import split
 from recollect.diffusion.host.call import take_rows
 from recollect.diffusion.host.flux import (
     FluxAttentionHook,
@@ -17,12 +18,11 @@ from recollect.diffusion.host.flux import (
     flat,
     rotary,
 )
-from recollect.diffusion.values import split
 from recollect.errors import HostError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 Forward = Callable[..., Any]
 Named = dict[str, Any]

@@ -15,8 +15,8 @@ from recollect.diffusion.companions import Companion
 from recollect.errors import RecipeError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.companions import Companion
 from recollect.diffusion.editing.decay import KIND
 from recollect.diffusion.editing.regions import Layout, edited
+from recollect.diffusion.engine.attach import accelerated
+from recollect.diffusion.engine.values import split
 from recollect.diffusion.host.flux import flat
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.schedules import Interval
-from recollect.diffusion.values import split
 from recollect.errors import RecipeError
 
 

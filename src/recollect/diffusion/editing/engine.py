@@ -11,18 +11,18 @@ import torch
 from recollect.diffusion.artefacts import Artefact
 from recollect.diffusion.banks.bank import KVBank
 from recollect.diffusion.banks.partial import Forward, Named, Partial
-from recollect.diffusion.branches import same
 from recollect.diffusion.editing.decay import KIND, VelocityDecay
 from recollect.diffusion.editing.regions import Layout, edited
+from recollect.diffusion.engine.branches import same
+from recollect.diffusion.engine.values import Template, nbytes, split
 from recollect.diffusion.host.flux import flat
 from recollect.diffusion.host.schedule import euler_levels
-from recollect.diffusion.values import Template, nbytes, split
 from recollect.errors import RecipeError
 
 if TYPE_CHECKING:
     from recollect.diffusion.editing.regione import RegionEdit
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 
 def attach(

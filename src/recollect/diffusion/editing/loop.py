@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.attach import Acceleration, accelerate
+from recollect.diffusion.engine.attach import Acceleration, accelerate
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.errors import RecipeError
 from recollect.recipe import Composition

@@ -21,8 +21,8 @@ from recollect.diffusion.schedules import Interval
 from recollect.errors import RecipeError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 
-from recollect.diffusion.values import Template, split
+from recollect.diffusion.engine.values import Template, split
 from recollect.errors import HostError
 
 _SHARE = 0.01  # a list of blocks with less of the parameters is an embedder or a refiner

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.values import Value
+from recollect.diffusion.engine.values import Value
 from recollect.errors import HostError
 
 TIMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_level")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from diffusers.hooks.hooks import BaseState, HookRegistry, StateManager
 
-from recollect.diffusion.evaluation import Evaluation
+from recollect.diffusion.engine.evaluation import Evaluation
+from recollect.diffusion.engine.session import Session
 from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.host.hook import Hook
-from recollect.diffusion.session import Session
 from recollect.errors import HostError
 
 NAME = "recollect"

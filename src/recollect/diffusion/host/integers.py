@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recollect.diffusion.clock import scalar
+from recollect.diffusion.engine.clock import scalar
 from recollect.diffusion.host.hook import Hook
 
 if TYPE_CHECKING:

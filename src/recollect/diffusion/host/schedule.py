@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recollect.diffusion.clock import Step
+from recollect.diffusion.engine.clock import Step
 from recollect.errors import HostError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.clock import TRAINING, Clock, scalar
+from recollect.diffusion.engine.clock import TRAINING, Clock, scalar
 
 _NEAR = 0.5  # timesteps (of 1,000) within which a model's time is one of the scheduler's
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from recollect.diffusion.artefacts import fingerprint
-from recollect.diffusion.attach import accelerated
-from recollect.diffusion.branches import Branch
-from recollect.diffusion.clock import Step
 from recollect.diffusion.drifts import ModulatedInput
+from recollect.diffusion.engine.attach import accelerated
+from recollect.diffusion.engine.branches import Branch
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.values import Value, relative_change
 from recollect.diffusion.policy import DiffusionPolicy, policy
 from recollect.diffusion.profiles import Profile, record_each
 from recollect.diffusion.sites import Span, Velocity
-from recollect.diffusion.values import Value, relative_change
 from recollect.errors import RecipeError
 
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 
+from recollect.diffusion.engine.values import Value, split
 from recollect.diffusion.host.blocks import find_blocks
 from recollect.diffusion.host.hook import Hook
 from recollect.diffusion.host.hooks import Installed
 from recollect.diffusion.host.modules import find_submodules
 from recollect.diffusion.sites import Modules
-from recollect.diffusion.values import Value, split
 from recollect.errors import HostError
 
 _NAME = "recollect-router"

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.calibration import affine_correction, fit_line
+from recollect.diffusion.engine.attach import accelerated
 from recollect.diffusion.host.consumers import find_consumers
 from recollect.diffusion.planner import groups
 from recollect.diffusion.policy import DiffusionPolicy

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint
-from recollect.diffusion.clock import scalar
 from recollect.diffusion.dataflow import watch
+from recollect.diffusion.engine.clock import scalar
 from recollect.diffusion.quantized.arithmetic import WEIGHT_BITS, encode_weight
 from recollect.diffusion.quantized.denoiser import QUANTIZED, Quantized
 from recollect.diffusion.quantized.pool import Pool

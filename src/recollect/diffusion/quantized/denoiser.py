@@ -13,6 +13,7 @@ import torch
 
 from recollect.diffusion.artefacts import Artefact, fingerprint, stand_in
 from recollect.diffusion.companions import Companion
+from recollect.diffusion.engine.values import nbytes
 from recollect.diffusion.quantized.arithmetic import (
     Codes,
     activation_range,
@@ -21,12 +22,11 @@ from recollect.diffusion.quantized.arithmetic import (
     per_output,
 )
 from recollect.diffusion.shelf import PLACES, Shelf
-from recollect.diffusion.values import nbytes
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
+    from recollect.diffusion.engine.session import Session
     from recollect.diffusion.host.hooks import Installed
-    from recollect.diffusion.session import Session
 
 QUANTIZED = "quantized-denoiser"
 CONSUMERS = "quantized-consumers"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from recollect.diffusion.clock import scalar
+from recollect.diffusion.engine.clock import scalar
 from recollect.diffusion.host.call import Call, Signature, take_rows
 from recollect.errors import RecipeError
 

@@ -15,10 +15,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from recollect.core.codecs.quantize import dequantize_tokens, quantize_tokens
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.calibration import fit_line
-from recollect.diffusion.clock import scalar
 from recollect.diffusion.dataflow import outermost, watch
+from recollect.diffusion.engine.attach import accelerated
+from recollect.diffusion.engine.clock import scalar
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.quantized.denoiser import Quantized, quantized
 from recollect.diffusion.quantized.pool import Pool

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from recollect.diffusion import ertacache as erta
-from recollect.diffusion.attach import accelerated
 from recollect.diffusion.attention.profiling import profile_blocks
 from recollect.diffusion.attention.responses import rank_layers
+from recollect.diffusion.engine.attach import accelerated
 from recollect.diffusion.learned import bac as updates
 from recollect.diffusion.learned import gate_fits
 from recollect.diffusion.learned.harmonica import Training, save_router, train_router

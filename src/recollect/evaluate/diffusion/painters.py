@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from recollect.diffusion.attach import denoisers
+from recollect.diffusion.engine.attach import denoisers
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.errors import HostError, RecipeError
 from recollect.evaluate.pictures import psnr, ssim

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recollect.diffusion.engine.modulewise import ModuleWalk
+from recollect.diffusion.engine.values import Value, split
 from recollect.diffusion.host.modules import Submodule, rows_alone
-from recollect.diffusion.modulewise import ModuleWalk
 from recollect.diffusion.predictors import Reuse
 from recollect.diffusion.selection import Tokens, attention_received, grid_of, importance
-from recollect.diffusion.values import Value, split
 
 if TYPE_CHECKING:
-    from recollect.diffusion.evaluation import Evaluation
+    from recollect.diffusion.engine.evaluation import Evaluation
 
 _NOTES = "tokens"
 

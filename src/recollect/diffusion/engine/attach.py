@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from recollect.diffusion.artefacts import fingerprint
-from recollect.diffusion.footprint import foreseen
+from recollect.diffusion.engine.footprint import foreseen
+from recollect.diffusion.engine.installation import install
+from recollect.diffusion.engine.report import DiffusionReport, report
+from recollect.diffusion.engine.session import Session
+from recollect.diffusion.engine.values import nbytes
 from recollect.diffusion.host.hook import Uncopied
 from recollect.diffusion.host.hooks import Installed, session_of
 from recollect.diffusion.host.solver import Solver
 from recollect.diffusion.host.timeline import Timeline
-from recollect.diffusion.installation import install
 from recollect.diffusion.policy import DiffusionPolicy, policy
-from recollect.diffusion.report import DiffusionReport, report
-from recollect.diffusion.session import Session
-from recollect.diffusion.values import nbytes
 from recollect.errors import HostError
 from recollect.recipe import Composition
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from recollect.diffusion.branches import Record
+from recollect.diffusion.engine.branches import Record
 
 if TYPE_CHECKING:
-    from recollect.diffusion.session import Session
+    from recollect.diffusion.engine.session import Session
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.branches import Branch, Branches, Record, same
-from recollect.diffusion.clock import Step
-from recollect.diffusion.evaluation import Evaluation
-from recollect.diffusion.faults import Again
+from recollect.diffusion.engine.branches import Branch, Branches, Record, same
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.evaluation import Evaluation
+from recollect.diffusion.engine.faults import Again
+from recollect.diffusion.engine.values import Value, nbytes
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.host.call import Call, Signature
@@ -25,7 +26,6 @@ from recollect.diffusion.host.solver import Solver
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy
 from recollect.diffusion.sites import BlockSite, ModuleSite, Range
-from recollect.diffusion.values import Value, nbytes
 from recollect.errors import RecipeError, RecollectError
 
 Tap = Callable[[Branch, Step, str, Value], None]

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recollect.diffusion.branches import Branch, Record
-from recollect.diffusion.clock import Step
-from recollect.diffusion.faults import Blame, Enough, Fault, ours
+from recollect.diffusion.engine.branches import Branch, Record
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.faults import Blame, Enough, Fault, ours
+from recollect.diffusion.engine.modulewise import ModuleWalk
+from recollect.diffusion.engine.spanwise import BlockWalk, label
+from recollect.diffusion.engine.survey import Survey
+from recollect.diffusion.engine.tokenwise import TokenWalk
+from recollect.diffusion.engine.values import Value, beside, split, spread, where_rows
 from recollect.diffusion.host.blocks import Block
 from recollect.diffusion.host.call import Call, take_rows
-from recollect.diffusion.modulewise import ModuleWalk
 from recollect.diffusion.predictors import History
 from recollect.diffusion.selection import Tokens
 from recollect.diffusion.sites import BlockSite, Range, Transform
-from recollect.diffusion.spanwise import BlockWalk, label
-from recollect.diffusion.survey import Survey
-from recollect.diffusion.tokenwise import TokenWalk
-from recollect.diffusion.values import Value, beside, split, spread, where_rows
 from recollect.errors import HostError, RecipeError
 
 if TYPE_CHECKING:
-    from recollect.diffusion.session import Session
+    from recollect.diffusion.engine.session import Session
 
 Forward = Callable[..., Any]
 OUTPUT = "output"  # the site of the whole model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from recollect.diffusion.engine.session import Session
 from recollect.diffusion.host.blocks import find_blocks
 from recollect.diffusion.host.call import Signature
 from recollect.diffusion.host.hooks import (
@@ -16,7 +17,6 @@ from recollect.diffusion.host.hooks import (
 from recollect.diffusion.host.modules import find_deep_part, find_submodules, numbers
 from recollect.diffusion.host.timeline import Timeline
 from recollect.diffusion.policy import DiffusionPolicy
-from recollect.diffusion.session import Session
 from recollect.diffusion.sites import BlockSite, Branch, Modules
 from recollect.errors import HostError
 

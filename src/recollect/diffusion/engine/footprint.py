@@ -15,17 +15,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from recollect.diffusion.branches import Branch
-from recollect.diffusion.clock import Step
-from recollect.diffusion.evaluation import OUTPUT, Evaluation
-from recollect.diffusion.faults import Again
+from recollect.diffusion.engine.branches import Branch
+from recollect.diffusion.engine.clock import Step
+from recollect.diffusion.engine.evaluation import OUTPUT, Evaluation
+from recollect.diffusion.engine.faults import Again
+from recollect.diffusion.engine.installation import install
+from recollect.diffusion.engine.session import Session
+from recollect.diffusion.engine.values import Value, nbytes, split
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.host.call import Call
 from recollect.diffusion.host.hooks import Installed
-from recollect.diffusion.installation import install
 from recollect.diffusion.policy import DiffusionPolicy
-from recollect.diffusion.session import Session
-from recollect.diffusion.values import Value, nbytes, split
 from recollect.errors import RecollectError
 
 

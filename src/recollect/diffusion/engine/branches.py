@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from recollect.diffusion.clock import Clock, Step, scalar
+from recollect.diffusion.engine.clock import Clock, Step, scalar
+from recollect.diffusion.engine.values import Template, Value, mean_abs
 from recollect.diffusion.gates import Ledger
 from recollect.diffusion.host.call import Call
 from recollect.diffusion.predictors import History
-from recollect.diffusion.values import Template, Value, mean_abs
 
 MOST = 16
 """Branches remembered at once; the one unused for longest goes first."""

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from recollect.diffusion.faults import Enough, Fault
+from recollect.diffusion.engine.faults import Enough, Fault
+from recollect.diffusion.engine.values import Value, merge, where_rows
 from recollect.diffusion.host.blocks import Block, Streams
 from recollect.diffusion.host.call import take_rows
 from recollect.diffusion.sites import Range
-from recollect.diffusion.values import Value, merge, where_rows
 from recollect.errors import HostError
 
 if TYPE_CHECKING:
-    from recollect.diffusion.evaluation import Evaluation
+    from recollect.diffusion.engine.evaluation import Evaluation
 
 Forward = Callable[..., Any]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recollect.diffusion.engine.values import Value, split, spread, where_rows
 from recollect.diffusion.host.call import take_rows
 from recollect.diffusion.host.modules import Submodule
-from recollect.diffusion.values import Value, split, spread, where_rows
 
 if TYPE_CHECKING:
-    from recollect.diffusion.evaluation import Evaluation
+    from recollect.diffusion.engine.evaluation import Evaluation
 
 
 class ModuleWalk:

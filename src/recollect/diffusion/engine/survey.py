@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from recollect.diffusion.faults import Again
+from recollect.diffusion.engine.faults import Again
+from recollect.diffusion.engine.spanwise import main, observe_span
 from recollect.diffusion.host.blocks import Block, Streams, recognize
 from recollect.diffusion.sites import Range
-from recollect.diffusion.spanwise import main, observe_span
 
 if TYPE_CHECKING:
-    from recollect.diffusion.evaluation import Evaluation
+    from recollect.diffusion.engine.evaluation import Evaluation
 
 
 class _Ran(NamedTuple):

@@ -1,0 +1,1 @@
+"""What runs a policy on a denoiser: hooks put on, calls told apart, work left out or forecast."""
