@@ -33,9 +33,13 @@ _METHODS = ("harmonica", "bac", "ertacache", "magcache", "teacache")
               help="harmonica: samplings to learn from.")  # fmt: skip
 @click.option("--proxy", type=click.Choice(["single", "cumulative"]), default="single",
               show_default=True, help="harmonica: how steps are weighted.")  # fmt: skip
+@click.option("--begin", type=click.Choice(["uniform", "computed", "random"]), default="uniform",
+              show_default=True, help="harmonica: the schedule to begin with.")  # fmt: skip
 @click.option("--updates", default=10, show_default=True, help="bac: updates of a module.")
 @click.option("--union", default=3, show_default=True,
               help="bac: feed-forward modules updated along with those behind them.")  # fmt: skip
+@click.option("--per", type=click.Choice(["module", "model"]), default="module",
+              show_default=True, help="bac: what has a schedule of its own.")  # fmt: skip
 @click.option("--threshold", type=float, default=None,
               help="ertacache, magcache, teacache: drift below which steps are reused.  "
               "[default: 0.1, 0.1, 0.15]")  # fmt: skip
@@ -96,7 +100,7 @@ def _harmonica(
 
     training = Training(
         trajectories=options["trajectories"], batch=min(samples, 8), share=options["share"],
-        proxy=options["proxy"], seed=seed,
+        proxy=options["proxy"], begin=options["begin"], seed=seed,
     )  # fmt: skip
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("training", total=training.trajectories)
@@ -120,7 +124,9 @@ def _bac(
     with err.status("recording features …"):
         profiles = record_each(subject.model, lambda: subject.draw(samples, seed), Modules())
     with err.status("planning updates …"):
-        found = bac.module_schedules(subject.model, profiles, options["updates"], options["union"])
+        found = bac.module_schedules(
+            subject.model, profiles, options["updates"], options["union"], per=options["per"]
+        )
     bac.save_schedules(path, subject.model, found, subject.trajectory.conditions)
     updates = {name: len(schedule) for name, schedule in found.items()}
     return {"computed": sum(updates.values()) / (len(updates) * subject.steps), "updates": updates}
