@@ -34,7 +34,7 @@ demo: setup  ## run the main job on the shipped model: runs/demo/report.html
 	$(BIN)/recollect demo
 
 test: setup browser redis postgres vllm  ## run the tests, JOBS=2 of them at a time
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: setup  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

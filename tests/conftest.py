@@ -30,21 +30,6 @@ settings.register_profile(
 settings.load_profile("ci" if os.environ.get("CI") else "busy")
 
 
-# Files whose tests start engines, which are shared by them and want processors of their own.
-ENGINES = ("tests/vllm/", "tests/gateway/test_vllm.py", "tests/gateway/test_examples_models.py")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """With several workers (`-n 2 --dist loadgroup`) the tests of a file stay together."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        file = item.nodeid.split("::")[0]
-        group = "engines" if file.startswith(ENGINES) else file
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def redis_url():
     """A Redis that tests share (RECOLLECT_TEST_REDIS names another one, say a Valkey).
