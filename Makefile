@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+# Tests that start engines, which want the processors for themselves.
+ENGINES := tests/vllm tests/gateway/test_vllm.py tests/gateway/test_examples_models.py
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -33,8 +35,9 @@ vllm:  ## make the environment of vLLM's tests (CPU build), where that is possib
 demo: setup  ## run the main job on the shipped model: runs/demo/report.html
 	$(BIN)/recollect demo
 
-test: setup browser redis postgres vllm  ## run the tests, JOBS=2 of them at a time
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: setup browser redis postgres vllm  ## run the tests, JOBS=2 files at a time, then those with engines
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(addprefix --ignore=,$(ENGINES))
+	$(BIN)/python -m pytest $(ENGINES)
 
 lint: setup  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

@@ -56,7 +56,7 @@ def test_what_cannot_be_served_is_told_in_one_line(arguments, words, tmp_path):
     group = Group(commands={"gateway": command})
     runner = CliRunner()
     with runner.isolated_filesystem(tmp_path):
-        result = runner.invoke(group, ["gateway", *arguments])
+        result = runner.invoke(group, ["gateway", "--port", "0", *arguments])
     assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output

@@ -183,7 +183,7 @@ def test_a_store_of_a_newer_version_stops_the_start_with_one_line(tmp_path):
             "UPDATE answers_meta SET value = ? WHERE name = 'schema'", (b"%d" % (SCHEMA + 1),)
         )
     file.close()
-    arguments = ["gateway", "--upstream", "http://up", "--store", store]
+    arguments = ["gateway", "--port", "0", "--upstream", "http://up", "--store", store]
     result = CliRunner().invoke(Group(commands={"gateway": gateway}), arguments)
     assert result.exit_code == 2
     assert "newer version" in result.output
